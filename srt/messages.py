@@ -382,7 +382,9 @@ class Fatal(Message, frozen=True):
     text: str
 
 
-ToTokenizer = Generate | Cancel | Tokenize | Detokenize | FlushCache | AbortAll | Emitted | Failed | Done | SchedulerStats
+ToTokenizer = (
+    Generate | Cancel | Tokenize | Detokenize | FlushCache | AbortAll | Emitted | Failed | Done | SchedulerStats
+)
 ToScheduler = Admit | Abort | StopMatched | FlushCache | AbortAll | StepResult | WorkerFault
 ToWorker = StepPlan
 ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats
