@@ -29,13 +29,13 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
     _check_ranks(server, model)
     dtype, dtype_reason = _dtype(server, model)
     limits = _limits(server, model)
-    weights = {part: size * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype] for part, size in model.weight_bytes.items()}
+    text_bytes = model.weight_bytes["text"] * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
     request = PoolRequest(
         groups=model.groups,
         dtype=dtype,
         page_size=server.page_size,
         limits=limits,
-        room=_room(weights["text"], dtype, device),
+        room=_room(text_bytes, dtype, device),
         asked_tokens=server.max_total_tokens,
         asked_ratio=server.swa_full_tokens_ratio,
     )
@@ -61,7 +61,7 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
         random_seed=fresh_seed if server.random_seed is None else server.random_seed,
     )
     reasons = Reasons(dtype=dtype_reason, context=context_reason, pools=pools.reason, running_wanted=limits.running)
-    return msgspec.structs.replace(plan, table=startup_table(plan, reasons, weights))
+    return msgspec.structs.replace(plan, table=startup_table(plan, reasons, text_bytes))
 
 
 def _check_ranks(server: ServerConfig, model: ModelFacts) -> None:

@@ -29,9 +29,9 @@ def _flag_or(value: object, flag: str, otherwise: str) -> str:
     return otherwise if value is None else flag
 
 
-def startup_table(plan: RuntimePlan, reasons: Reasons, weights: dict[str, int]) -> tuple[Choice, ...]:
+def startup_table(plan: RuntimePlan, reasons: Reasons, text_bytes: int) -> tuple[Choice, ...]:
     """The start-up table: what was resolved, to what, why, and the bytes of each part."""
-    return (*_work_rows(plan, reasons), *_limit_rows(plan, reasons), *_byte_rows(plan, reasons, weights))
+    return (*_work_rows(plan, reasons), *_limit_rows(plan, reasons), *_byte_rows(plan, reasons, text_bytes))
 
 
 def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
@@ -73,15 +73,15 @@ def _limit_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
     ]
 
 
-def _byte_rows(plan: RuntimePlan, reasons: Reasons, weights: dict[str, int]) -> list[Choice]:
+def _byte_rows(plan: RuntimePlan, reasons: Reasons, text_bytes: int) -> list[Choice]:
     ranks = plan.server.tp_size
-    rows = [Choice("weights: text", human(weights["text"]), f"in {plan.dtype}, all ranks")]
+    rows = [Choice("weights: text", human(text_bytes), f"in {plan.dtype}, all ranks")]
     rows += [
         Choice(f"weights: {part}", human(0), f"{human(size)} in the checkpoint, not used by this version")
-        for part, size in weights.items()
+        for part, size in plan.model.weight_bytes.items()
         if part != "text" and size
     ]
-    total = weights["text"]
+    total = text_bytes
     for group in plan.groups:
         tokens = group.pages * plan.page_size
         size = (group.pages + 1) * group.page_bytes * ranks

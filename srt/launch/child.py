@@ -52,11 +52,13 @@ def main(arguments: Sequence[str], roles: Mapping[str, str] = ROLES) -> int:
     _obey_signals(heart)
     plan = msgspec.msgpack.decode((rundir / PLAN).read_bytes(), type=RuntimePlan)
     log.configure(name, plan.server.log_level, plan.server.log_format)
-    launch = Outbox(zmq.Context(), rundir, "launch")
+    context = zmq.Context()
+    launch = Outbox(context, rundir, "launch")
     failure = _run(roles[role], role, rank, plan, rundir, heart)
     if failure is not None:
         launch.send(Fatal(role, rank, failure))
-    launch.close_and_wait()
+    launch.close()
+    context.term()  # waits until the last words are handed over
     return 0 if failure is None else 1
 
 
