@@ -24,6 +24,22 @@ class KVGroupSpec(msgspec.Struct, frozen=True):
     head_dim: int
 
 
+class ImageConfig(msgspec.Struct, frozen=True):
+    """An image becomes a global view and crops, all square. Sizes in pixels.
+
+    `max_size`: longer sides are shrunk to it first. `mean` and `std` are those of red, green and blue in 0 to 1.
+    """
+
+    image_token_id: int
+    view_size: int
+    view_tokens: int
+    crop_size: int
+    crop_tokens: int
+    max_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class ModelFacts(msgspec.Struct, frozen=True):
     """What the processes without torch need to know of a checkpoint."""
 
@@ -38,6 +54,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     weight_bytes: dict[str, int]
     """Bytes on disk per part: text, mtp, vision."""
     has_vision: bool = False
+    images: ImageConfig | None = None
     mtp_modules: int = 0
     dtype: str = "bfloat16"
     """What the checkpoint says that it is stored in; `--dtype auto` means this one."""

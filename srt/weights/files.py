@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ class RandomWeights:
     def __init__(self, parameters: Parameters, book: RuleBook, seed: int) -> None:
         self._seed = seed
         self._shapes = {
-            source: parameters[target].pieces[piece].shape for source, target, piece in book.sources(parameters)
+            source: _whole([parameters[target].pieces[piece].shape for piece in rule.pieces], rule.axis)
+            for source, target, rule in book.sources(parameters)
         }
 
     def names(self) -> list[tuple[str, int]]:
@@ -81,8 +83,16 @@ class RandomWeights:
         return torch.empty(shape).normal_(0.0, _spread(name, shape), generator=generator)
 
 
+def _whole(pieces: list[tuple[int, ...]], axis: int) -> tuple[int, ...]:
+    """Shape of a tensor that holds these pieces one after the other along `axis`."""
+    shape = list(pieces[0])
+    shape[axis] = sum(piece[axis] for piece in pieces)
+    return tuple(shape)
+
+
 def _spread(name: str, shape: tuple[int, ...]) -> float:
     """Standard deviation that keeps activations near one through many layers."""
     if len(shape) == 1:
         return 0.05
-    return 1.0 if "embed" in name else 0.6 / float(shape[-1]) ** 0.5
+    fan_in = math.prod(shape[1:]) if len(shape) == 4 else shape[-1]
+    return 1.0 if "embed" in name else 0.6 / float(fan_in) ** 0.5

@@ -54,8 +54,8 @@ def load(parameters: Parameters, book: RuleBook, source: Source, progress: Progr
         tried |= {(claim.target, piece) for piece in claim.rule.pieces}
         done_bytes += item.bytes
         progress(done_bytes, wanted_bytes)
-    for expected, target, piece in book.sources(parameters):
-        if (target, piece) not in tried:
+    for expected, target, rule in book.sources(parameters):
+        if any((target, piece) not in tried for piece in rule.pieces):
             problems.append(f"missing tensor {expected}")
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
@@ -69,7 +69,7 @@ def _ambiguous(name: str, found: list[Claim]) -> str:
 
 def _fill(parameters: Parameters, claim: Claim, target: str, item: Item) -> list[str]:
     """Put a tensor where its claim says; returns what is wrong with it."""
-    tensor = item.read()
+    tensor = item.read() if claim.rule.reorder is None else claim.rule.reorder(item.read())
     pieces, axis = claim.rule.pieces, claim.rule.axis
     if len(pieces) > 1 and (tensor.dim() <= axis or tensor.shape[axis] % len(pieces)):
         return [f"tensor {item.name} has shape {list(tensor.shape)}, dimension {axis} must hold {len(pieces)} parts"]

@@ -6,8 +6,10 @@ A name must be claimed by exactly one rule. `{layer}` in a rule stands for a lay
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from srt.layers.parameter import Parameters
 
@@ -16,8 +18,9 @@ from srt.layers.parameter import Parameters
 class Rule:
     """Tensors named `source`, of these layers, fill pieces of the parameter `target`.
 
-    A tensor that holds several pieces is cut into equal parts along `axis`. A rule without target claims tensors of
-    a part of the model that is not built here: they are counted and not read.
+    A tensor that holds several pieces is cut into equal parts along `axis`; `reorder` brings the values of another
+    spelling into the parameter's order. A rule without target claims tensors of a part of the model that is not
+    built here: they are counted and not read.
     """
 
     source: str
@@ -26,6 +29,7 @@ class Rule:
     layers: tuple[int, ...] = ()
     part: str = "text"
     axis: int = 0
+    reorder: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,23 @@ class RuleBook:
                 found.append(Claim(rule, target))
         return found
 
-    def sources(self, parameters: Parameters) -> Iterator[tuple[str, str, str]]:
-        """(name in a checkpoint, parameter, piece) of every piece; of several spellings the first rule's."""
-        found: dict[tuple[str, str], str] = {}
+    def sources(self, parameters: Parameters) -> Iterator[tuple[str, str, Rule]]:
+        """(name in a checkpoint, parameter, rule) of every tensor that is wanted; of several spellings the first.
+
+        A tensor may hold several pieces of its parameter: those that its rule names.
+        """
+        claimed: set[tuple[str, str]] = set()
         for rule in self.rules:
-            if rule.target is None or len(rule.pieces) > 1:
+            if rule.target is None:
                 continue
             for layer in rule.layers or (0,):
-                found.setdefault((_at(rule.target, layer), rule.pieces[0]), _at(rule.source, layer))
-        for name, parameter in parameters.items():
-            for piece in parameter.pieces:
-                yield found[name, piece], name, piece
+                target = _at(rule.target, layer)
+                pieces = {(target, piece) for piece in rule.pieces}
+                if target in parameters and not pieces & claimed:
+                    claimed |= pieces
+                    yield _at(rule.source, layer), target, rule
+        wanted = {(name, piece) for name, parameter in parameters.items() for piece in parameter.pieces}
+        assert claimed == wanted, f"no rule fills {sorted(wanted - claimed)}"
 
 
 def _at(template: str, layer: int) -> str:

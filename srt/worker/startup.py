@@ -16,7 +16,7 @@ from srt.configs.plan import RuntimePlan
 from srt.configs.step3p7 import Step3p7Config
 from srt.distributed import TensorGroup, join_group
 from srt.errors import StartupError
-from srt.layers.parameter import Parameters
+from srt.layers.parameter import Parameters, nested
 from srt.layers.toolkit import Toolkit
 from srt.models.registry import FAMILIES, Family
 from srt.weights.files import RandomWeights, Shards, Source
@@ -91,10 +91,13 @@ def start(plan: RuntimePlan, rundir: Path, rank: int, progress: Callable[[int, i
         family = FAMILIES[config.model_type]
         try:
             model = family.build(config, tools)
+            images = plan.model.images
+            tower = None if images is None else family.build_tower(config, images, dtype)
         except ValueError as error:
             raise StartupError(f"--tp-size {group.size} does not fit the model: {error}") from error
         began = time.perf_counter()
-        report = load_weights(config, family, model.parameters(), plan, progress)
+        parameters = model.parameters() | ({} if tower is None else nested("vision", tower.parameters()))
+        report = load_weights(config, family, parameters, plan, progress)
         loaded_s = time.perf_counter() - began
         kv = allocate_kv(plan.groups, plan.page_size, group.size, dtype)
         names = [entry.name for entry in plan.groups]
