@@ -391,7 +391,9 @@ class ServerReady(Message, frozen=True):
     """Every process has said `Ready`: the API process may take requests. From launch to api."""
 
 
-ToTokenizer = Generate | Cancel | Tokenize | Detokenize | FlushCache | AbortAll | Emitted | Failed | Done | SchedulerStats
+ToTokenizer = (
+    Generate | Cancel | Tokenize | Detokenize | FlushCache | AbortAll | Emitted | Failed | Done | SchedulerStats
+)
 ToScheduler = Admit | Abort | StopMatched | FlushCache | AbortAll | StepResult | WorkerFault
 ToWorker = StepPlan
 ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats | ServerReady
