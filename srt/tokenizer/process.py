@@ -97,20 +97,13 @@ class TokenizerProcess:
             case Cancel():
                 self.cancel(message.rid)
             case Failed():
-                answer = self.answers.pop(message.rid, None)
-                if answer is not None and not answer.closed:
-                    self.api.send(message)
+                self.fail(message)
             case Tokenize():
                 self.tokenize(message)
             case Detokenize():
-                text = self.vocabulary.decode(
-                    unpack_ids(message.token_ids), skip_special_tokens=message.skip_special_tokens
-                )
-                self.api.send(Detokenized(message.call, text))
+                self.detokenize(message)
             case AbortAll():
-                for rid in list(self.waiting):
-                    self.cancel(rid)
-                self.scheduler.send(message)
+                self.abort_all(message)
             case FlushCache():
                 self.scheduler.send(message)
             case Done() | SchedulerStats():
@@ -152,16 +145,31 @@ class TokenizerProcess:
         for emission in emissions:
             # A request whose stop string appeared is closed here first; its last emissions are for nobody.
             answer = self.answers[emission.rid]
-            if not answer.closed:
-                delta = answer.advance(emission)
-                if delta is not None:
-                    deltas.append(delta)
-                if answer.closed and emission.finish is None:
+            delta = None if answer.closed else answer.advance(emission)
+            if delta is not None:
+                deltas.append(delta)
+                if delta.finish is not None and emission.finish is None:
                     self.scheduler.send(StopMatched(emission.rid))
             if emission.finish is not None:
                 del self.answers[emission.rid]
         if deltas:
             self.api.send(Deltas(deltas))
+
+    def fail(self, failed: Failed) -> None:
+        """The scheduler refuses or drops a request: tell the client, if it has no ending yet."""
+        if not self.answers.pop(failed.rid).closed:
+            self.api.send(failed)
+
+    def abort_all(self, call: AbortAll) -> None:
+        """End every request; the scheduler answers the call."""
+        for rid in list(self.waiting):
+            self.cancel(rid)
+        self.scheduler.send(call)
+
+    def detokenize(self, call: Detokenize) -> None:
+        """Answer `/detokenize`."""
+        text = self.vocabulary.decode(unpack_ids(call.token_ids), skip_special_tokens=call.skip_special_tokens)
+        self.api.send(Detokenized(call.call, text))
 
     def tokenize(self, call: Tokenize) -> None:
         """Answer `/tokenize`."""

@@ -107,13 +107,13 @@ class Prompter:
 
 def _open_arguments(call: dict[str, Any], where: str) -> None:
     """Replace a tool call's `arguments`, a JSON text on the wire, by the object that templates iterate over."""
-    function = call.get("function")
-    match function:
-        case {"arguments": str(text)}:
+    match call.get("function"):
+        case {"arguments": str(text)} as function:
             pass
         case _:
             return
     try:
         function["arguments"] = msgspec.json.decode(text or "{}", type=dict[str, Any])
     except msgspec.MsgspecError as error:
-        raise ServingError(ErrorCode.INVALID_REQUEST, f"'{where}' is not a JSON object: {text[:80]!r}", where) from error
+        message = f"'{where}' is not a JSON object: {text[:80]!r}"
+        raise ServingError(ErrorCode.INVALID_REQUEST, message, where) from error

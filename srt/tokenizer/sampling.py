@@ -79,8 +79,8 @@ class SamplingResolver:
         if room < 1:
             raise ServingError(
                 ErrorCode.PROMPT_TOO_LONG,
-                f"the prompt has {prompt_tokens} tokens; the context length is {limit} tokens, of which at least 1 must "
-                "be left for the answer",
+                f"the prompt has {prompt_tokens} tokens; the context length is {limit} tokens, of which at least 1 "
+                "must be left for the answer",
                 "prompt",
             )
         wanted = params.max_new_tokens
@@ -89,8 +89,8 @@ class SamplingResolver:
         if wanted > room:
             raise ServingError(
                 ErrorCode.PROMPT_TOO_LONG,
-                f"{wanted} new tokens after a prompt of {prompt_tokens} tokens make {wanted + prompt_tokens}; the context "
-                f"length is {limit} tokens",
+                f"{wanted} new tokens after a prompt of {prompt_tokens} tokens make {wanted + prompt_tokens}; the "
+                f"context length is {limit} tokens",
                 "max_new_tokens",
             )
         return wanted
