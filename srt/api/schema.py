@@ -56,8 +56,10 @@ class Request(msgspec.Struct, frozen=True):
     kind: Literal["generate", "completion", "chat"]
     prompts: tuple[Prompt, ...]
     sampling: tuple[SamplingParams, ...]
+    name: str = ""
+    """The caller's name for the whole call; empty: the server picks one."""
     rids: tuple[str, ...] = ()
-    """The caller's names, one a prompt; empty: the server picks."""
+    """The caller's names, one a prompt; empty: the server makes them from its own."""
     stream: bool = False
     batch: bool = False
     """The client sent a list and gets one."""
@@ -105,6 +107,7 @@ class Schema:
             kind="generate",
             prompts=prompts,
             sampling=tuple(sampling * len(prompts) if shared else sampling),
+            name=body.rid if isinstance(body.rid, str) else "",
             rids=_native_rids(body.rid, len(prompts), batch=batch),
             stream=body.stream or False,
             batch=batch,
@@ -275,6 +278,7 @@ class Schema:
             kind=kind,
             prompts=prompts,
             sampling=(params,) * len(prompts),
+            name=rid or "",
             rids=_one_rid(rid, len(prompts), batch=len(prompts) > 1),
             stream=body.stream or False,
             batch=len(prompts) > 1,

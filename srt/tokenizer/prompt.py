@@ -107,13 +107,13 @@ class Prompter:
 
 def _open_arguments(call: dict[str, Any], where: str) -> None:
     """Replace a tool call's `arguments`, a JSON text on the wire, by the object that templates iterate over."""
-    match call.get("function"):
-        case {"arguments": str(text)} as function:
+    match call:
+        case {"function": {"arguments": str(text)}}:
             pass
         case _:
             return
     try:
-        function["arguments"] = msgspec.json.decode(text or "{}", type=dict[str, Any])
+        call["function"]["arguments"] = msgspec.json.decode(text or "{}", type=dict[str, Any])
     except msgspec.MsgspecError as error:
         message = f"'{where}' is not a JSON object: {text[:80]!r}"
         raise ServingError(ErrorCode.INVALID_REQUEST, message, where) from error
