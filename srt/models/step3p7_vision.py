@@ -236,7 +236,7 @@ def axial_rotation(grid: int, head_dim: int) -> Tensor:
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn the pairs (2m, 2m + 1) of each head: [N, P, heads, D] -> the same, in float32 and rounded once."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 

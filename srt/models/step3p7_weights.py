@@ -124,10 +124,7 @@ def _tower_rules(config: VisionConfig) -> list[Rule]:
         Rule("multi_modal_projector.weight", "vision.projector", part="vision"),
     ]
     for names in (_TOWER_NAMES, _TOWER_NAMES_SAVED):
-        rules += [
-            Rule(f"{_TOWER}{source}", f"vision.{target}", part="vision")
-            for source, target in names.items()
-        ]
+        rules += [Rule(f"{_TOWER}{source}", f"vision.{target}", part="vision") for source, target in names.items()]
     layers, block = tuple(range(config.layers)), "vision.blocks.{layer}."
     prefixes = (_TOWER_BLOCK, f"{_TOWER}layers.{{layer}}.")
     for spelling, at in enumerate(prefixes):

@@ -68,7 +68,7 @@ def truth(nano: Path) -> Any:
     from transformers import Step3p7ForConditionalGeneration
 
     torch.set_num_threads(1)
-    return Step3p7ForConditionalGeneration.from_pretrained(str(nano), dtype=torch.float32).eval()
+    return Step3p7ForConditionalGeneration.from_pretrained(str(nano), dtype=torch.float32)
 
 
 def reference(truth: Any, views: Tensor) -> Tensor:
