@@ -108,7 +108,7 @@ class Steps:
         self._starts.append(RowStart(row, ids, computed, len(tokens), sampling))
         for group, pages in enumerate(self.pages[row]):
             if pages:
-                self._updates.append(PageUpdate(group, [row], [0], [hit], pages))
+                self._updates.append(PageUpdate(group, [row], [0], [hit], list(pages)))
 
     def run(self, counts: dict[int, int]) -> StepResult:
         """One step: row -> tokens to compute. A row that reaches its last token emits."""
