@@ -39,6 +39,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """Bytes on disk per part: text, mtp, vision."""
     has_vision: bool = False
     mtp_modules: int = 0
+    dtype: str = "bfloat16"
+    """What the checkpoint says that it is stored in; `--dtype auto` means this one."""
 
 
 class DeviceFacts(msgspec.Struct, frozen=True):
