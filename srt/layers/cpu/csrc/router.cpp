@@ -29,7 +29,8 @@ void choose(const float* logits, const float* bias, int experts, int chosen, flo
         sum += scores[best];
         weights[k] = scores[best];
     }
-    for (int k = 0; k < chosen; ++k) weights[k] = weights[k] / sum * factor;
+    const float share = factor / (sum + 1e-20f);  // the tiny term: should every chosen score have underflowed
+    for (int k = 0; k < chosen; ++k) weights[k] *= share;
 }
 
 template <class T>

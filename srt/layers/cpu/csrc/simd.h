@@ -128,7 +128,7 @@ inline vf vkeep(vf x, int first, int last, float other) {
     return x;
 }
 inline vf vround(vf x) { SRT_EACH x.lane[i] = std::nearbyintf(x.lane[i]); return x; }
-// x * 2^n for whole n in [-126, 127].
+// x * 2^n for whole n in [-126, 127]; 128 gives infinity.
 inline vf vscale2(vf x, vf n) {
     SRT_EACH {
         const int32_t bits = (static_cast<int32_t>(n.lane[i]) + 127) << 23;
@@ -164,11 +164,11 @@ inline float vlargest(vf x) {
 #endif
 }
 
-// e^x within 2 ulp on [-87, 88]; 0 below (minus infinity too), the value at 88 above.
+// e^x within 2 ulp on [-87, 88]; 0 below (minus infinity too), infinity from 88.8 on.
 // Source: the classic reduction x = n ln 2 + r with a degree 5 polynomial (Cephes expf).
 inline vf vexp(vf x) {
     const vf low = vset(-87.0f);
-    const vf inside = vmin(vset(88.0f), vmax(low, x));  // in this order a NaN comes out
+    const vf inside = vmin(vset(89.0f), vmax(low, x));  // in this order a NaN comes out
     const vf n = vround(vmul(inside, vset(1.44269504088896341f)));
     vf r = vfma(n, vset(-0.693359375f), inside);
     r = vfma(n, vset(2.12194440e-4f), r);
