@@ -39,6 +39,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """Bytes on disk per part: text, mtp, vision."""
     has_vision: bool = False
     mtp_modules: int = 0
+    dtype: str = "bfloat16"
+    """What the checkpoint says that it is stored in; `--dtype auto` means this one."""
 
 
 class DeviceFacts(msgspec.Struct, frozen=True):
@@ -47,7 +49,11 @@ class DeviceFacts(msgspec.Struct, frozen=True):
     device: str
     name: str
     memory_bytes: int
+    """Memory that this server may fill: what is free now, within the limit of its control group."""
     cores: int
+    """Cores that this server may use at the same time."""
+    cuda_devices: int = 0
+    """NVIDIA devices that are there, used or not."""
 
 
 class GroupPlan(msgspec.Struct, frozen=True):
@@ -57,6 +63,7 @@ class GroupPlan(msgspec.Struct, frozen=True):
     layers: tuple[int, ...]
     window: int | None
     kv_heads: int
+    """KV heads over all ranks."""
     head_dim: int
     pages: int
     """Pages that can be given out; the pool has one more, the null page."""
