@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.support.checkpoints import write_checkpoint
+from tests.support.rank import RANKS
 from tests.support.steps import Steps, plan_for, random_ids
 
 RELATIVE = 1e-5
@@ -26,7 +29,8 @@ def truth(tiny: Path) -> Any:
     from transformers import Step3p7ForConditionalGeneration
 
     torch.set_num_threads(1)
-    return Step3p7ForConditionalGeneration.from_pretrained(str(tiny), dtype=torch.float32).eval()
+    model: Any = Step3p7ForConditionalGeneration.from_pretrained(str(tiny), dtype=torch.float32)
+    return model.eval()
 
 
 def reference(truth: Any, tokens: list[int]) -> Tensor:
@@ -102,6 +106,20 @@ def test_a_row_that_shares_the_pages_of_a_prefix_equals_hugging_face(
     steps.run({0: 1, 1: 1})
     assert_row_equal(steps, 0, truth)
     assert_row_equal(steps, 1, truth)
+
+
+def test_two_ranks_equal_hugging_face_and_each_other(tiny: Path, truth: Any, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.support.rank", str(tiny), str(tmp_path)]
+    ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE) for rank in range(RANKS)]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=120)
+        assert rank.returncode == 0, errors.decode()
+    first, second = (torch.load(tmp_path / f"logits{rank}.pt") for rank in range(RANKS))
+    tokens = torch.load(tmp_path / "tokens0.pt")
+    assert tokens == torch.load(tmp_path / "tokens1.pt")
+    for row in range(2):
+        assert torch.equal(first[row], second[row])
+        assert_equal(first[row], reference(truth, tokens[row][:-1]))
 
 
 def test_bfloat16_stays_close_to_float32(tiny: Path, truth: Any, tmp_path: Path) -> None:

@@ -164,5 +164,3 @@ def random_ids(count: int, seed: int, vocab: int) -> list[int]:
     """Ordinary token ids, no specials."""
     ids: list[int] = np.random.default_rng(seed).integers(8, vocab - 16, count).tolist()
     return ids
-
-
