@@ -170,8 +170,12 @@ class Supervisor:
     def _note_ready(self, message: Ready) -> None:
         child = self._children[process_name(message.role, message.rank)]
         child.ready = True
-        facts = ", ".join(f"{name} {value}" for name, value in message.facts.items())
-        self._measured.append(Choice(child.name, f"{time.monotonic() - self._begun:.2f} s", facts))
+        after = f"{time.monotonic() - self._begun:.2f} s"
+        facts = [f"{name}: {value}" for name, value in message.facts.items()] or ["ready"]
+        self._measured += [
+            Choice(child.name if index == 0 else "", after if index == 0 else "", fact)
+            for index, fact in enumerate(facts)
+        ]
 
     def _raise_lost(self) -> NoReturn:
         """Name the process that was the cause: a killed one, else the first that said why, else any that ended.
