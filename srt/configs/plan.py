@@ -80,7 +80,7 @@ class GroupPlan(msgspec.Struct, frozen=True):
     layers: tuple[int, ...]
     window: int | None
     kv_heads: int
-    """KV heads on one rank."""
+    """KV heads over all ranks."""
     head_dim: int
     pages: int
     """Pages that can be given out; the pool has one more, the null page."""

@@ -68,9 +68,14 @@ class PoolRequest(msgspec.Struct, frozen=True):
         return sum(self.page_bytes(group) for group in self.windowed)
 
     @property
+    def null_bytes(self) -> int:
+        """Bytes of the null pages, one a pool."""
+        return self.full_bytes + self.sliding_bytes
+
+    @property
     def usable(self) -> int:
-        """Bytes for pages that can be given out: `room` less the null pages."""
-        return self.room - self.full_bytes - self.sliding_bytes
+        """Bytes for pages that can be given out."""
+        return self.room - self.null_bytes
 
     def needed(self, group: KVGroupSpec, full_pages: int) -> int:
         """Pages of a windowed pool without which one request cannot run."""
@@ -116,8 +121,8 @@ def _full_pages(request: PoolRequest) -> tuple[int, str]:
             raise StartupError(f"--max-total-tokens is {request.asked_tokens}; one page holds {page} tokens")
         return request.asked_tokens // page, "--max-total-tokens"
     ratio = 1.0 if request.asked_ratio is None else request.asked_ratio
-    budget = min(request.usable, CPU_KV_BYTES)
-    usual = int(budget / (request.full_bytes + request.sliding_bytes * ratio))
+    budget = min(request.room, CPU_KV_BYTES)
+    usual = int((budget - request.null_bytes) / (request.full_bytes + request.sliding_bytes * ratio))
     context = -(-request.limits.context // page)
     if usual >= context:
         return usual, f"{human(budget)} for KV"

@@ -26,6 +26,7 @@ from srt import log
 from srt.configs.plan import RuntimePlan
 from srt.errors import SrtError
 from srt.heartbeat import PID, Board, Heartbeat, process_name
+from srt.launch import PLAN
 from srt.messages import Fatal
 from srt.wire import Outbox
 
@@ -37,7 +38,6 @@ ROLES: Final = {
 }
 """Role -> `module:function`, called as `run(plan, rundir, rank, beat)`; the api's takes `secrets` too."""
 
-PLAN: Final = "plan.msgpack"
 PR_SET_PDEATHSIG: Final = 1
 
 

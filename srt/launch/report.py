@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 from srt.configs.plan import Choice, RuntimePlan
 from srt.configs.startup_table import human
@@ -23,13 +23,13 @@ def table_lines(rows: Sequence[Choice]) -> Iterable[str]:
     names = max(len(row.name) for row in rows)
     values = max((len(row.value) for row in rows if len(row.value) <= 24), default=0)
     for row in rows:
-        yield f"  {row.name:<{names}}  {row.value:<{values}}  {row.reason}"
+        yield f"  {row.name:<{names}}  {row.value:<{values}}  {row.reason}".rstrip()
 
 
 def show_table(title: str, rows: Sequence[Choice], form: str) -> None:
     """Print rows to stderr as a table, or as one log line if logs are JSON."""
     if form == "json":
-        logger.info("%s: %s", title, json.dumps({row.name: {"value": row.value, "reason": row.reason} for row in rows}))
+        logger.info("%s: %s", title, json.dumps([[row.name, row.value, row.reason] for row in rows]))
     else:
         print(title, *table_lines(rows), sep="\n", file=sys.stderr, flush=True)
 
@@ -58,7 +58,7 @@ class LoadProgress:
     def __init__(self) -> None:
         self._ranks: dict[int, tuple[int, int]] = {}
         self._bar: Bar | None = None
-        self._last_line = time.monotonic()
+        self._last_line: float | None = None
 
     def update(self, rank: int, done_bytes: int, total_bytes: int) -> None:
         """A rank has `done_bytes` of its `total_bytes`."""
@@ -66,20 +66,21 @@ class LoadProgress:
         done, total = (sum(column) for column in zip(*self._ranks.values(), strict=True))
         if sys.stderr.isatty():
             self._draw(done, total)
-        elif time.monotonic() - self._last_line >= LINE_EVERY_S:
-            self._last_line = time.monotonic()
-            logger.info("loading weights: %s of %s", human(done), human(total))
+        else:
+            self._write(done, total)
 
     def close(self) -> None:
         """Leave the line to others."""
         if self._bar is not None:
             self._bar.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def _write(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._last_line is None:
+            self._last_line = now  # a load that is over soon needs no line
+        elif now - self._last_line >= LINE_EVERY_S:
+            self._last_line = now
+            logger.info("loading weights: %s of %s", human(done), human(total))
 
     def _draw(self, done: int, total: int) -> None:
         if self._bar is None:

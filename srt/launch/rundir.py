@@ -13,7 +13,7 @@ import msgspec
 
 from srt.configs.plan import RuntimePlan
 from srt.errors import StartupError
-from srt.launch.child import PLAN
+from srt.launch import PLAN
 
 SOCKET_PATH_BYTES: Final = 107
 """Longest path of a unix socket on Linux."""

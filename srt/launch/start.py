@@ -34,10 +34,11 @@ logger = logging.getLogger(__name__)
 
 def make_plan(server: ServerConfig) -> RuntimePlan:
     """Read checkpoint and machine, and resolve. Raises: StartupError."""
+    device = read_device(server.device)
     directory = Path(server.model_path)
     if not directory.is_dir():
         raise StartupError(f"--model-path is {server.model_path}; there is no such directory")
-    return resolve(server, read_facts(directory), read_device(server.device), fresh_seed=secrets.randbits(31))
+    return resolve(server, read_facts(directory), device, fresh_seed=secrets.randbits(31))
 
 
 def launch(request: Launch, environment: Mapping[str, str], entry: str = "srt.launch.child") -> int:

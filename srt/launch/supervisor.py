@@ -75,11 +75,21 @@ class Child:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def end(self) -> str:
-        """How the process ended, for a person."""
-        status = self.process.returncode
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return f"{self.name} (pid {self.process.pid}) {how}"
+    @property
+    def lost(self) -> bool:
+        """Whether the process ended without being asked to, or badly."""
+        return not self.running and (not self.stopping or self.process.returncode != 0)
+
+    def end(self, words: str | None) -> str:
+        """How the process ended, for a person; `words` is what it said itself."""
+        status = self.process.poll()
+        if status is not None and status < 0:
+            how = f"was killed by {signal.Signals(-status).name}"
+        elif words is not None:
+            how = "failed"
+        else:
+            how = f"ended with status {status}"
+        return f"{self.name} (pid {self.process.pid}) {how}" + (f": {words}" if words else "")
 
 
 class Supervisor:
@@ -141,9 +151,8 @@ class Supervisor:
     def _tick(self) -> None:
         self._inbox.wait(TICK_MS)
         self._read_inbox()
-        ended = [child for child in self._children.values() if not child.running and not child.stopping]
-        if ended:
-            self._raise_lost(ended)
+        if self._last_words or any(child.lost for child in self._children.values()):
+            self._raise_lost()
         self._check_board()
 
     def _read_inbox(self) -> None:
@@ -161,17 +170,25 @@ class Supervisor:
     def _note_ready(self, message: Ready) -> None:
         child = self._children[process_name(message.role, message.rank)]
         child.ready = True
-        facts = ", ".join(f"{name} {value}" for name, value in message.facts.items())
-        self._measured.append(Choice(child.name, f"{time.monotonic() - self._begun:.2f} s", facts))
+        after = f"{time.monotonic() - self._begun:.2f} s"
+        facts = [f"{name}: {value}" for name, value in message.facts.items()] or ["ready"]
+        self._measured += [
+            Choice(child.name if index == 0 else "", after if index == 0 else "", fact)
+            for index, fact in enumerate(facts)
+        ]
 
-    def _raise_lost(self, ended: list[Child]) -> NoReturn:
-        """Name the process whose end was the cause: the first that said why, else the first that ended."""
+    def _raise_lost(self) -> NoReturn:
+        """Name the process that was the cause: a killed one, else the first that said why, else any that ended.
+
+        Where one process is killed others may soon fail for want of it, so they get a moment to show up together.
+        """
         self._inbox.wait(LAST_WORDS_MS)
         self._read_inbox()
-        named = [self._children[name] for name in self._last_words]
-        cause = next((child for child in named if not child.running), ended[0])
-        words = self._last_words.get(cause.name)
-        raise ProcessLost(cause.end() + (f": {words}" if words else ""))
+        lost = [child for child in self._children.values() if child.lost]
+        killed = [child for child in lost if child.process.returncode < 0]
+        spoken = [self._children[name] for name in self._last_words]
+        cause = [*killed, *spoken, *lost][0]
+        raise ProcessLost(cause.end(self._last_words.get(cause.name)))
 
     def _check_board(self) -> None:
         limit_s = self._plan.server.watchdog_timeout
@@ -207,11 +224,11 @@ class Supervisor:
                 child.ask_to_stop()
             while len(self._signals) < 2 and any(child.running for child in children):
                 if time.monotonic() > deadline:
-                    raise ProcessLost(f"{children[0].name} did not stop within {patience_s:g} s")
+                    names = ", ".join(child.name for child in children if child.running)
+                    raise ProcessLost(f"{names} did not stop within {patience_s:g} s")
                 self._tick()
-            for child in children:
-                if not child.running and child.process.returncode != 0:
-                    self._raise_lost([child])
+            if any(child.lost for child in children):
+                self._raise_lost()
 
     def _end_all(self) -> None:
         """Leave nothing behind: no process, no socket."""

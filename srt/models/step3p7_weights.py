@@ -103,7 +103,7 @@ def _network_rules(source: str, target: str, layers: tuple[int, ...]) -> list[Ru
 def _expert_rules(layers: tuple[int, ...]) -> list[Rule]:
     """Router and routed experts, which are stacked: expert first."""
     network = "layers.{layer}.network."
-    gate_up, down = f"{network}experts.gate_up", f"{network}experts.down"
+    gate_up, down = f"{network}experts.gate_up.weight", f"{network}experts.down.weight"
     return [
         Rule(f"{_LAYER}moe.gate.weight", f"{network}router.weight", layers=layers),
         Rule(f"{_LAYER}moe.router_bias", f"{network}router.bias", layers=layers),

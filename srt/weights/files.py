@@ -79,7 +79,7 @@ class RandomWeights:
 
     def _draw(self, name: str) -> Tensor:
         shape = self._shapes[name]
-        generator = torch.Generator().manual_seed(self._seed << 32 | zlib.crc32(name.encode()))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
         return torch.empty(shape).normal_(0.0, _spread(name, shape), generator=generator)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,8 @@ from srt.configs.plan import RuntimePlan
 from srt.configs.step3p7 import Step3p7Config
 from srt.distributed import TensorGroup, join_group
 from srt.errors import StartupError
+from srt.layers.cpu.build import KernelsUnavailable, default_cache
+from srt.layers.cpu.kernels import load_kernels
 from srt.layers.parameter import Parameters, nested
 from srt.layers.toolkit import Toolkit
 from srt.models.registry import FAMILIES, Family
@@ -25,20 +27,31 @@ from srt.worker.kv_pool import allocate_kv, kv_bytes
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
 
-OPS: Final = {"torch": "srt.layers.ops:TorchOps"}
-LINEAR: Final = {"plain": "srt.layers.linear:PlainLinear", "onednn": "srt.layers.linear:OneDnnLinear"}
-ATTENTION: Final = {"reference": "srt.layers.attention.reference:ReferenceAttention"}
-EXPERTS: Final = {"reference": "srt.layers.moe.reference:ReferenceExperts"}
+OPS: Final = {"torch": "srt.layers.ops:TorchOps", "native": "srt.layers.cpu.ops:CpuOps"}
+LINEAR: Final = {
+    "plain": "srt.layers.linear:PlainLinear",
+    "onednn": "srt.layers.linear:OneDnnLinear",
+    "native": "srt.layers.cpu.linear:CpuLinear",
+}
+ATTENTION: Final = {
+    "reference": "srt.layers.attention.reference:ReferenceAttention",
+    "native": "srt.layers.cpu.attention:CpuAttention",
+}
+EXPERTS: Final = {
+    "reference": "srt.layers.moe.reference:ReferenceExperts",
+    "native": "srt.layers.cpu.experts:CpuExperts",
+}
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Pick:
-    """A backend by its key in a registry, and why it was taken."""
+    """A backend by its key in a registry, why it was taken, and what its class is made with."""
 
     key: str
     reason: str
+    arguments: tuple[object, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,23 +72,42 @@ class Started:
     facts: dict[str, str]
 
 
-def pick_backends(device: str, dtype: torch.dtype) -> Picks:
-    """The fastest backend of each kind that runs this dtype on this device."""
-    plain = Pick("reference", "runs everywhere")
-    linear = Pick("plain", f"{dtype} as stored")
+def reference_backends(reason: str) -> Picks:
+    """Plain torch for everything: every device, every dtype, and the truth that tests hold the others to."""
+    reference = Pick("reference", reason)
+    return Picks(ops=Pick("torch", reason), linear=Pick("plain", reason), attention=reference, experts=reference)
+
+
+def pick_backends(device: str, dtype: torch.dtype, threads: int) -> Picks:
+    """The fastest backend of each kind that runs this dtype on this device.
+
+    On a CPU that is the native kernels, all or none of them; without a compiler plain torch does everything.
+    """
+    reason = "runs everywhere"
+    if device == "cpu":
+        try:
+            kernels = load_kernels(default_cache(), threads)
+        except KernelsUnavailable as unavailable:
+            reason = f"native kernels unavailable: {unavailable}"
+        else:
+            native = Pick("native", f"{kernels.vectors}, {kernels.threading}", (kernels,))
+            return Picks(native, native, native, native)
+    picks = reference_backends(reason)
     if device == "cpu" and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        linear = Pick("onednn", "bfloat16 on a CPU with AVX-512: weights reordered once")
-    return Picks(ops=Pick("torch", "runs everywhere"), linear=linear, attention=plain, experts=plain)
+        return replace(picks, linear=Pick("onednn", f"{reason}; oneDNN has bfloat16 arithmetic here"))
+    return picks
 
 
 def build(registry: dict[str, str], pick: Pick) -> Any:
     """An instance of the class that a registry names."""
     module, name = registry[pick.key].split(":")
-    return getattr(importlib.import_module(module), name)()
+    return getattr(importlib.import_module(module), name)(*pick.arguments)
 
 
-def start(plan: RuntimePlan, rundir: Path, rank: int, progress: Callable[[int, int], None]) -> Started:
-    """Bring up one rank.
+def start(
+    plan: RuntimePlan, rundir: Path, rank: int, progress: Callable[[int, int], None], picks: Picks | None = None
+) -> Started:
+    """Bring up one rank, with the fastest backends unless others are given.
 
     Raises: StartupError if the plan does not fit the checkpoint or the checkpoint does not fit the model.
     """
@@ -85,7 +117,7 @@ def start(plan: RuntimePlan, rundir: Path, rank: int, progress: Callable[[int, i
         raise StartupError(f"dtype {plan.dtype} is not supported, choose one of {', '.join(DTYPES)}")
     config = read_config(Path(plan.model.path))
     group = join_group(rank, plan.server.tp_size, rundir)
-    picks = pick_backends(plan.device.device, dtype)
+    picks = picks or pick_backends(plan.device.device, dtype, plan.worker_threads)
     with torch.inference_mode(), torch.device(plan.device.device):
         tools = _toolkit(picks, plan, group, dtype)
         family = FAMILIES[config.model_type]
