@@ -39,7 +39,7 @@ void store(const T* qkv, int64_t stride, int tokens, Heads heads, int rotary, co
            const float* rope, const int64_t* positions, const int64_t* slots, T* k, T* v, T* q, float eps) {
     const int dim = heads.dim, kv_width = heads.kv * dim, per_task = 8;
     const int64_t elements = static_cast<int64_t>(tokens) * (heads.query + 2 * heads.kv) * dim;
-    each(blocks_of(tokens, per_task), elements < kElementsWorthATeam ? 1 : runtime.threads, [&](int task) {
+    each(blocks_of(tokens, per_task), elements < kElementsWorthATeam ? 1 : thread_count(), [&](int task) {
         thread_local Scratch scratch;
         float* head = scratch.reserve<float>(static_cast<size_t>(dim));
         const auto place = [&](const T* from, const T* weight, const float* angles, T* to) {
@@ -322,7 +322,7 @@ void attend(const T* q, const T* gates, int64_t gates_stride, const Pool<T>& poo
             keys += window > 0 ? at_most(position + here, window + here) : position + here;
         }
     }
-    const int threads = keys * heads.kv * heads.dim < kElementsWorthATeam ? 1 : runtime.threads;
+    const int threads = keys * heads.kv * heads.dim < kElementsWorthATeam ? 1 : thread_count();
     each(count * heads.kv, threads, [&](int task) {
         attend_block(list[task / heads.kv], task % heads.kv, q, gates, gates_stride, pool, heads, window, scale, out);
     });
