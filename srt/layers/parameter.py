@@ -86,10 +86,6 @@ class Parameter:
             self._use(self._tensor)
             self._tensor = None
 
-    def missing(self) -> list[str]:
-        """Names of the pieces that have not come."""
-        return [name for name in self.pieces if name not in self._filled]
-
 
 Parameters = dict[str, Parameter]
 """Parameters of a layer or model by dotted name."""

@@ -33,3 +33,15 @@ class ExpertRunner(Protocol):
     def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts, limit: float | None) -> Tensor:
         """Sum over a token's experts of weight * down(gated_silu(gate_up(x), limit)): [T, H] -> [T, H]."""
         ...
+
+    def run_with_shared(
+        self,
+        hidden: Tensor,
+        choice: Choice,
+        experts: PackedExperts,
+        limit: float | None,
+        shared: PackedExperts,
+        shared_limit: float | None,
+    ) -> Tensor:
+        """`run` plus an expert that every token uses with weight 1; `shared` is packed as a layer of one expert."""
+        ...
