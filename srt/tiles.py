@@ -62,6 +62,10 @@ class TileFiles:
         split = 3 * crops * size * size
         return pixels[:split].reshape(crops, size, size, 3), pixels[split:].reshape(1, side, side, 3)
 
+    def there(self, key: bytes) -> bool:
+        """Whether an image has a file."""
+        return self._path(key).exists()
+
     def delete(self, key: bytes) -> None:
         """Forget an image."""
         self._path(key).unlink(missing_ok=True)

@@ -117,4 +117,6 @@ class RuntimePlan(msgspec.Struct, frozen=True):
     """2 with overlap, else 1."""
     worker_threads: int
     random_seed: int
+    image_processes: int = 0
+    """Processes that decode images, beside the tokenizer; 0 if the model takes none."""
     table: tuple[Choice, ...] = ()

@@ -9,65 +9,105 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
-from srt.errors import ErrorCode
+from srt.errors import ErrorCode, ServingError
 from srt.tokenizer.image_process import Job, Outcome, Refused, Setup, receive, send
-
-Deliver = Callable[[int, Outcome], None]
-"""Called in a pool thread with a job's number and what became of it."""
+from srt.tokenizer.media import Fetcher
 
 STOP_SECONDS: Final = 1.0
+FETCH_THREADS: Final = 8
+"""Images that are fetched at the same time; a slow host holds up its own images, never those in requests."""
+
+
+class Courier(Protocol):
+    """Takes outcomes from one pool thread to whoever asked."""
+
+    def deliver(self, number: int, outcome: Outcome) -> None:
+        """What became of a job."""
+        ...
+
+    def close(self) -> None:
+        """The thread ends."""
+        ...
 
 
 class ImagePool:
     """`size` processes, each with the thread that talks to it. Jobs are done in the order they come.
 
-    `connect` is called once in each thread and makes what the thread delivers outcomes with.
+    `connect` is called once in each thread.
     """
 
-    def __init__(self, setup: Setup, size: int, connect: Callable[[], Deliver]) -> None:
+    def __init__(self, setup: Setup, size: int, fetcher: Fetcher, connect: Callable[[], Courier]) -> None:
         self._setup = setup
-        self._jobs: queue.SimpleQueue[tuple[int, Job] | None] = queue.SimpleQueue()
+        self._fetcher = fetcher
         self._connect = connect
-        self._threads = [threading.Thread(target=self._run, name=f"image-{at}", daemon=True) for at in range(size)]
-        for thread in self._threads:
+        self._jobs: queue.SimpleQueue[tuple[int, Job] | None] = queue.SimpleQueue()
+        self._urls: queue.SimpleQueue[tuple[int, str, bool] | None] = queue.SimpleQueue()
+        self._workers = [threading.Thread(target=self._work, name=f"image-{at}", daemon=True) for at in range(size)]
+        self._fetchers = [
+            threading.Thread(target=self._fetch, name=f"fetch-{at}", daemon=True)
+            for at in range(FETCH_THREADS if fetcher.domains else 0)
+        ]
+        for thread in (*self._workers, *self._fetchers):
             thread.start()
 
     def submit(self, number: int, job: Job) -> None:
-        """Do a job some time; its outcome is delivered under `number`."""
+        """Decode and cut an image file; the outcome is delivered under `number`."""
         self._jobs.put((number, job))
+
+    def fetch(self, number: int, url: str, *, crops: bool) -> None:
+        """Fetch an image file, then do the same."""
+        self._urls.put((number, url, crops))
+
+    def allow(self, url: str) -> None:
+        """Raises: ServingError if a URL is not one to fetch from."""
+        self._fetcher.allow(url)
 
     def close(self) -> None:
         """Stop the processes; jobs that wait are dropped."""
         while not self._jobs.empty():
             self._jobs.get_nowait()
-        for _ in self._threads:
+        for _ in self._workers:
             self._jobs.put(None)
-        for thread in self._threads:
+        for _ in self._fetchers:
+            self._urls.put(None)
+        for thread in (*self._workers, *self._fetchers):
             thread.join(self._setup.seconds + STOP_SECONDS)
 
-    def _run(self) -> None:
-        deliver = self._connect()
-        process = self._start()
-        while (entry := self._jobs.get()) is not None:
-            number, job = entry
-            outcome = _ask(process, job)
-            if outcome is None:
-                outcome = self._explain(process.wait())
-                _end(process)
-                process = self._start()
-            deliver(number, outcome)
-        _end(process)
+    def _work(self) -> None:
+        with contextlib.closing(self._connect()) as courier:
+            process = self._start()
+            while (entry := self._jobs.get()) is not None:
+                number, job = entry
+                outcome = _ask(process, job)
+                if outcome is None:
+                    outcome = self._explain(process.wait())
+                    _end(process)
+                    process = self._start()
+                courier.deliver(number, outcome)
+            _end(process)
+
+    def _fetch(self) -> None:
+        with contextlib.closing(self._connect()) as courier:
+            while (entry := self._urls.get()) is not None:
+                number, url, crops = entry
+                try:
+                    data = self._fetcher.fetch(url)
+                except ServingError as error:
+                    courier.deliver(number, Refused(error.code, error.text))
+                else:
+                    self.submit(number, Job(data, base64=False, crops=crops))
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-m", "srt.tokenizer.image_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert process.stdin is not None
-        send(process.stdin, self._setup)
+        with contextlib.suppress(BrokenPipeError):  # then the first job finds it out
+            send(process.stdin, self._setup)
         return process
 
     def _explain(self, status: int) -> Refused:

@@ -143,7 +143,7 @@ class Fetcher:
         resolver: Resolver = resolve,
         connector: Connector = connect,
     ) -> None:
-        self._domains = frozenset(domain.strip().lower().rstrip(".") for domain in domains)
+        self.domains = frozenset(domain.lower().rstrip(".") for domain in domains)
         self._bytes_max, self._seconds = bytes_max, seconds
         self._resolver, self._connector = resolver, connector
         self._tls = ssl.create_default_context()
@@ -187,8 +187,8 @@ class Fetcher:
             raise refuse(f"the image URL {url[:SHOWN]!r} holds a space or a control character")
         if "@" in parts.netloc:
             raise refuse("the image URL holds a user name; only plain URLs are fetched")
-        if host not in self._domains:
-            listed = "lists no host" if not self._domains else "does not list it"
+        if host not in self.domains:
+            listed = "lists no host" if not self.domains else "does not list it"
             raise ServingError(
                 ErrorCode.INVALID_REQUEST,
                 f"images from {host[:SHOWN]!r} are not fetched: --allowed-media-domains {listed}; "

@@ -88,6 +88,15 @@ def find_template(directory: Path, config: Mapping[str, Any], override: str | No
             return None
 
 
+def _with_end(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """The content of the final message with a mark at its end."""
+    match content:
+        case str():
+            return content + _CUT
+        case [*parts]:
+            return [*parts, {"type": "text", "text": _CUT}]
+
+
 class ChatTemplate:
     """One compiled template with the checkpoint's special tokens.
 
@@ -134,7 +143,7 @@ class ChatTemplate:
                 "continue_final_message",
             )
         final = messages[-1]
-        opened = [*messages[:-1], {**final, "content": final.get("content", "") + _CUT}]
+        opened = [*messages[:-1], {**final, "content": _with_end(final.get("content", ""))}]
         text = self._render(opened, tools, {**variables, "add_generation_prompt": False})
         end = text.rfind(_CUT.rstrip())
         if end < 0:

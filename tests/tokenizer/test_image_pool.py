@@ -6,7 +6,7 @@ import base64
 import os
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from srt.errors import ErrorCode
 from srt.tiles import TileFiles
 from srt.tokenizer.image_pool import ImagePool
 from srt.tokenizer.image_process import Job, Made, Outcome, Refused, Setup
+from srt.tokenizer.media import Fetcher
 from srt.tokenizer.images import ImageLimits, make_views
 from tests.support.pictures import ROOMY, STEP, file_of, picture
 
@@ -25,18 +26,29 @@ LIMITS = ImageLimits(bytes=8 << 20, pixels=1 << 26, tokens=262_144)
 Outcomes = dict[int, Outcome]
 
 
+class Slot:
+    """Puts outcomes into a queue."""
+
+    def __init__(self, delivered: queue.Queue[tuple[int, Outcome]]) -> None:
+        self._delivered = delivered
+
+    def deliver(self, number: int, outcome: Outcome) -> None:
+        self._delivered.put((number, outcome))
+
+    def close(self) -> None:
+        pass
+
+
 class Pool:
     """A pool and the outcomes it delivered."""
 
-    def __init__(self, rundir: Path, size: int, seconds: float) -> None:
+    def __init__(self, rundir: Path, size: int, seconds: float, fetcher: Fetcher | None = None) -> None:
         self.files = TileFiles(rundir, STEP)
         self.files.make()
         self._delivered: queue.Queue[tuple[int, Outcome]] = queue.Queue()
         setup = Setup(STEP, LIMITS, "vendor", str(rundir), seconds)
-        self.pool = ImagePool(setup, size, self._connect)
-
-    def _connect(self) -> Callable[[int, Outcome], None]:
-        return lambda number, outcome: self._delivered.put((number, outcome))
+        fetcher = fetcher or Fetcher([], LIMITS.bytes, seconds)
+        self.pool = ImagePool(setup, size, fetcher, lambda: Slot(self._delivered))
 
     def wait(self, count: int) -> Outcomes:
         return dict(self._delivered.get(timeout=60) for _ in range(count))
