@@ -246,7 +246,7 @@ class Tokenize(Message, frozen=True):
     """Text or chat messages to token ids, exactly as a request with this prompt would be tokenized."""
 
     call: int
-    prompt: TextPrompt | ChatPrompt
+    prompt: TextPrompt | TokenPrompt | ChatPrompt
     images: tuple[ImageSource, ...] = ()
 
 

@@ -76,7 +76,7 @@ class Item:
             finish = orjson.dumps(finish_reason(stream.finish, stream.completion_tokens, stream.ticket.abort_text))
         return (
             b'%b,"prompt_tokens":%d,"completion_tokens":%d,"cached_tokens":%d,"reasoning_tokens":0,'
-            b'"cached_tokens_details":{"device":%d,"host":0},"num_retractions":%d,"weight_version":"%b"%b}'
+            b'"cached_tokens_details":{"device":%d,"host":0},"num_retractions":%d,"weight_version":"%b"%b%b}'
         ) % (
             finish,
             stream.prompt_tokens,
@@ -85,6 +85,7 @@ class Item:
             stream.cached_tokens,
             stream.retractions,
             WEIGHT_VERSION.encode(),
+            b',"image_tokens":%d' % stream.image_tokens if stream.image_tokens else b"",
             _times(stream),
         )
 

@@ -34,7 +34,10 @@ def usage(streams: list[Stream]) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "reasoning_tokens": 0,
-        "prompt_tokens_details": {"cached_tokens": sum(stream.cached_tokens for stream in streams), "image_tokens": 0},
+        "prompt_tokens_details": {
+            "cached_tokens": sum(stream.cached_tokens for stream in streams),
+            "image_tokens": sum(stream.image_tokens for stream in streams),
+        },
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
 

@@ -21,9 +21,12 @@ from srt.layers.cpu.kernels import load_kernels
 from srt.layers.parameter import Parameters, nested
 from srt.layers.toolkit import Toolkit
 from srt.models.registry import FAMILIES, Family
+from srt.tiles import TileFiles
 from srt.weights.files import RandomWeights, Shards, Source
 from srt.weights.load import LoadReport, load
+from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
+from srt.worker.row_images import RowImages, TowerImages
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
 
@@ -139,7 +142,12 @@ def start(
         "weights": f"{_loaded(report)} in {loaded_s:.1f} s",
         "kv memory": f"{kv_bytes(kv) / 2**20:.1f} MiB",
     }
-    return Started(Runner(model, kv, rows, tools.ops), facts)
+    row_images: RowImages | None = None
+    if tower is not None and images is not None:
+        device = torch.device(plan.device.device)
+        kept = ImageFeatures(tower, TileFiles(rundir, images), device, plan.server.encoder_cache_bytes)
+        row_images = TowerImages(kept, images.image_token_id)
+    return Started(Runner(model, kv, rows, tools.ops, row_images), facts)
 
 
 def load_weights(

@@ -84,7 +84,7 @@ class Steps:
     def __init__(self, plan: RuntimePlan, rundir: Path, rank: int = 0, picks: Picks | None = None) -> None:
         runner = start(plan, rundir, rank, lambda done, total: None, picks).runner
         self.plan, self.recorder = plan, Recorder(runner.model)
-        self.runner = Runner(self.recorder, runner.kv, runner.rows, runner.ops)
+        self.runner = Runner(self.recorder, runner.kv, runner.rows, runner.ops, runner.images)
         self.step = 0
         self.logits: dict[int, list[Tensor]] = {}
         self.tokens: dict[int, list[int]] = {}
