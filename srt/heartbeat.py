@@ -21,8 +21,6 @@ from typing import Final
 
 import msgspec
 
-from srt.errors import ProcessLost
-
 BEAT_S: Final = 0.5
 LATE_S: Final = 3.0
 """A process whose last beat is older than this is late; six beats are missing then."""
@@ -80,10 +78,10 @@ class Board:
     def slot(self, name: str) -> memoryview[int]:
         """The eight words of a process's slot, writable.
 
-        Raises: ProcessLost if the board has no such name.
+        Raises: KeyError if the board has no such name.
         """
         if name not in self._names:
-            raise ProcessLost(f"{name} has no slot on the board of this server")
+            raise KeyError(f"{name} has no slot on this board")
         at = self._names.index(name) * SLOT_BYTES // 8
         return self._words[at : at + SLOT_BYTES // 8]
 

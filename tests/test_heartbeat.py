@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from srt.errors import ProcessLost
 from srt.heartbeat import BEAT, PID, Board, Heartbeat, process_name
 
 BEATING = """
@@ -61,7 +60,7 @@ def test_the_step_has_an_age_only_while_it_runs(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ProcessLost, match="srt:nobody"):
+    with pytest.raises(KeyError, match="srt:nobody"):
         Board.create(tmp_path, ["srt:api"]).slot("srt:nobody")
 
 
