@@ -108,6 +108,7 @@ class World:
         """The oldest step's result comes back, if one is out."""
         if not self.results:
             return False
+        self.worker.answered()
         self.turn(self.results.popleft())
         return True
 

@@ -20,7 +20,6 @@ def kernels(pytestconfig: pytest.Config) -> Kernels:
 def poisoned_memory() -> Iterator[None]:
     """Whatever `torch.empty` returns is full of NaN, so that an element that nobody wrote shows."""
     torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
 
