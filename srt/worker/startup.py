@@ -129,8 +129,7 @@ def start(
         report = load_weights(config, family, model.parameters(), plan, progress)
         loaded_s = time.perf_counter() - began
         kv = allocate_kv(plan.groups, plan.page_size, group.size, dtype)
-        names = [entry.name for entry in plan.groups]
-        rows = Rows(names, plan.page_size, plan.context_length, plan.max_running_requests)
+        rows = Rows(len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests)
     facts = {kind: f"{pick.key} ({pick.reason})" for kind, pick in _named(picks)}
     facts |= {
         "threads": str(plan.worker_threads),
