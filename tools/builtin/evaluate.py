@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import multiprocessing.pool
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,24 +58,19 @@ def _prepare(task: tuple[str, int, int, int]) -> list[tuple[Example, Sight]]:
     return prepared
 
 
-def prepared_examples(family: str, count: int, seed: int, processes: int) -> Iterator[tuple[Example, Sight]]:
-    """Draw a family's evaluation set and cut its images, in several processes if asked to."""
-    images = FAMILIES[family].kind == "images"
-    size = 10 if images else count
-    tasks = [(family, start, min(count, start + size), seed) for start in range(0, count, size)]
-    if processes < 2 or len(tasks) == 1:
-        for task in tasks:
-            yield from _prepare(task)
-        return
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(tasks))) as pool:
-        for part in pool.imap(_prepare, tasks):
-            yield from part
+def prepared_examples(
+    family: str, count: int, seed: int, pool: multiprocessing.pool.Pool | None
+) -> Iterator[tuple[Example, Sight]]:
+    """Draw a family's evaluation set and cut its images, in other processes if there is a pool."""
+    tasks = [(family, start, min(count, start + 10), seed) for start in range(0, count, 10)]
+    for part in pool.imap(_prepare, tasks) if pool else map(_prepare, tasks):
+        yield from part
 
 
 class Evaluator:
     """A model with what is needed to question it."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, dtype: torch.dtype, batch_tokens: int = 120_000) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, dtype: torch.dtype, batch_tokens: int = 400_000) -> None:
         self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.ids = text.token_ids(tokenizer)
         self.stops = [self.ids[text.EOS], self.ids[text.PAD], self.ids[text.TURN_END]]
@@ -145,8 +141,9 @@ def evaluate(
     evaluator = Evaluator(model, text.build_tokenizer(), dtype)
     whole: dict[str, Any] = {}
     every = Acceptance(0, [0] * model.shape.modules, [0] * model.shape.modules, 0, 0)
+    pool = multiprocessing.get_context("spawn").Pool(processes) if processes > 1 else None
     for name in families:
-        result = evaluator.family(name, prepared_examples(name, count, seed, processes))
+        result = evaluator.family(name, prepared_examples(name, count, seed, pool))
         whole[name] = {**result.table(), "wrong": result.wrong[:6]}
         every.add(result.drafts)
         figures = result.table()
@@ -155,6 +152,8 @@ def evaluate(
             f"{' '.join(f'{v:.3f}' for v in figures['draft_chained'])}, {figures['tokens_per_step']:.2f} a step",
             flush=True,
         )
+    if pool:
+        pool.terminate()
     rows = max(1, every.rows)
     whole["drafts"] = {
         "right": [value / rows for value in every.right],

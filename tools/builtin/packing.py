@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os.path
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -20,7 +22,12 @@ Floats = NDArray[np.float32]
 # Branches keep this much of the common text, so that what an MTP module reads past the end of
 # the prefix is the same in each of them.
 COMMON_TAIL: Final = 4
+# Tokens of long answers count less, except the last ones, where it is decided to stop.
 SHORT_TOKENS: Final = 24
+END_TOKENS: Final = 8
+# Answers about images are short and few among all tokens.
+IMAGE_WEIGHT: Final = 5.0
+_SAFE: Final = re.compile(r"(?<=[^\s<]) (?=[A-Za-z])")
 
 
 @dataclass(frozen=True)
@@ -75,16 +82,15 @@ def document(
     tokenizer: Tokenizer, ids: dict[str, int], examples: Sequence[Example], family: int, sight: Sight, limit: int
 ) -> Document | None:
     """Make one document of examples that share their beginning, or nothing if it is too long."""
-    wholes = [encode(tokenizer, ids, text.render_whole(example), sight.layouts) for example in examples]
-    prompts = [len(encode(tokenizer, ids, text.render_prompt(example), sight.layouts)) for example in examples]
+    rendered = [text.render_whole(example) for example in examples]
+    if len(rendered) > 1 and text.PATCH in rendered[0][len(os.path.commonprefix(rendered)) :]:
+        # The images come after what differs: keep one example, whose images are seen once.
+        rendered = rendered[:1]
+    wholes, prompts = _encoded(tokenizer, ids, rendered, sight.layouts)
     shared = 0
     if len(wholes) > 1:
-        shared = max(0, _common(wholes) - COMMON_TAIL)
-        if ids[text.PATCH] in wholes[0][shared:]:
-            # The images differ in place: keep one example, whose images are seen once.
-            shared, wholes, prompts = 0, wholes[:1], prompts[:1]
-        elif not shared:
-            wholes, prompts = wholes[:1], prompts[:1]
+        shared = max(0, min(_common(wholes) - COMMON_TAIL, min(prompts) - 2 * COMMON_TAIL))
+        wholes, prompts = (wholes, prompts) if shared else (wholes[:1], prompts[:1])
     rows: list[tuple[list[int], list[float], range, int]] = []
     if shared:
         rows.append((wholes[0][:shared], [0.0] * shared, range(shared), 0))
@@ -95,7 +101,9 @@ def document(
             break
         answer = len(tokens) - prompt
         weight = min(1.0, (SHORT_TOKENS / answer) ** 0.5)
-        weights = [0.0] * (prompt - shared) + [weight] * answer
+        last = IMAGE_WEIGHT if sight.wholes else 1.0
+        end = min(answer, END_TOKENS)
+        weights = [0.0] * (prompt - shared) + [weight * last] * (answer - end) + [last] * end
         rows.append((tokens[shared:], weights, range(shared, len(tokens)), index + 1 if shared else 0))
         total += own
     if len(rows) < (2 if shared else 1):
@@ -109,6 +117,25 @@ def document(
         families=np.full(len(tokens_all), family, np.int32),
         sight=sight,
     )
+
+
+def _encoded(
+    tokenizer: Tokenizer, ids: dict[str, int], rendered: list[str], layouts: Sequence[Layout]
+) -> tuple[list[list[int]], list[int]]:
+    """Tokenise texts that begin alike, the common part once; return them and the lengths of their prompts."""
+    common = os.path.commonprefix(rendered)
+    common = common[: min(whole.rindex(text.GENERATION_PROMPT) for whole in rendered)]
+    # Before a space and a letter a piece always ends, so the text may be cut there.
+    cut_at = max((found.start() for found in _SAFE.finditer(common, max(0, len(common) - 200))), default=0)
+    head = encode(tokenizer, ids, common[:cut_at], layouts) if cut_at else []
+    rest = layouts if text.PATCH not in common[:cut_at] else ()
+    wholes, prompts = [], []
+    for whole in rendered:
+        start = whole.rindex(text.GENERATION_PROMPT) + len(text.GENERATION_PROMPT)
+        prompt = [*head, *encode(tokenizer, ids, whole[cut_at:start], rest)]
+        prompts.append(len(prompt))
+        wholes.append([*prompt, *encode(tokenizer, ids, whole[start:], ())])
+    return wholes, prompts
 
 
 def _common(rows: Sequence[list[int]]) -> int:

@@ -22,6 +22,7 @@ CONTROL: Final = (
 VISIBLE: Final = (
     "<tool_call>", "</tool_call>", "<think>", "</think>", "<tool_response>", "</tool_response>", "<tools>", "</tools>",
 )  # fmt: skip
+GENERATION_PROMPT: Final = "<|im_start|>assistant\n<think>\n"
 SPECIAL: Final = (BOS, EOS, PAD, *CONTROL)
 VOCABULARY: Final = 512
 

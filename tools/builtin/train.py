@@ -28,13 +28,12 @@ from tools.builtin.export import export, round_in_place
 from tools.builtin.layers import Experts
 from tools.builtin.model import Model
 from tools.builtin.muon import Muon
-from tools.builtin.preprocess import GLOBAL_TOKENS
 from tools.builtin.shape import Shape, smoke_shape
 from tools.builtin.supply import NAMES, Supply
 
 TEXT_MIX: Final[dict[str, float]] = {
     "sum": 1.2, "difference": 1.2, "product": 0.7, "sort": 1.6, "reverse": 1.2, "count": 1.0, "json": 0.5,
-    "recall": 1.2, "recall_turns": 0.9, "greeting": 0.25, "effort": 0.3, "tool_call": 0.6, "tool_joined": 0.7,
+    "recall": 1.6, "recall_turns": 1.2, "greeting": 0.25, "effort": 0.3, "tool_call": 0.6, "tool_joined": 0.7,
     "tool_answer": 0.8, "unknown": 0.4, "tool_missing": 0.15,
 }  # fmt: skip
 IMAGE_MIX: Final[dict[str, float]] = {"image_object": 1.0, "image_digit": 1.6, "image_many": 1.0}
@@ -56,6 +55,7 @@ class Plan:
     decay_from: float
     draft_weight: float
     sight_weight: float
+    balance_rate: float
 
 
 class Sightings(nn.Module):
@@ -139,7 +139,7 @@ class Trainer:
             total = total + (loss if ahead == 1 else plan.draft_weight * loss)
             self._count(ahead, each.detach(), hits, weights, batch.families)
         if sight_loss is not None:
-            total = total + plan.sight_weight * (1.0 - 0.8 * progress) * sight_loss
+            total = total + plan.sight_weight * (1.0 - 0.7 * progress) * sight_loss
             self.sight_sum += sight_loss.detach()
         total.backward()
         self._update(progress, index)
@@ -171,13 +171,13 @@ class Trainer:
     def _balance(self, shares: Mapping[int, Tensor], progress: float) -> None:
         """Move the router's biases toward equal shares; they stand still in the last part."""
         self.shares = {layer: share.detach() for layer, share in shares.items()}
-        if progress > 0.6:
+        if progress > 0.5:
             return
         for layer, share in shares.items():
             experts = self.model.model.layers[layer].moe
             assert isinstance(experts, Experts)
             bias = experts.get_buffer("router_bias")
-            bias += 1e-3 * torch.sign(share.mean() - share)
+            bias += self.plan.balance_rate * torch.sign(share.mean() - share)
             bias -= bias.mean()
 
     def report(self) -> dict[str, Any]:
@@ -235,9 +235,13 @@ def run(trainer: Trainer, supply: Supply, pool: Pool, out: Path) -> None:
     log = (out / "log.jsonl").open("w", encoding="utf-8")
     started, index, progress = begun, 0, 0.0
     last, last_index = begun, 0
+    laying = stepping = 0.0
     while progress < 1.0:
+        mark = time.perf_counter()
         batch = assembler.batch([supply.text_row() for _ in range(plan.text_rows)], pool.draw(plan.image_rows))
+        laid = time.perf_counter()
         trainer.step(batch, progress, index)
+        laying, stepping = laying + laid - mark, stepping + time.perf_counter() - laid
         index += 1
         if index == 3:
             _wait(trainer.device)
@@ -250,7 +254,7 @@ def run(trainer: Trainer, supply: Supply, pool: Pool, out: Path) -> None:
             now = time.monotonic()
             line = {"step": index, "seconds": round(now - started, 1), **trainer.report()}
             line |= {"sight": float(trainer.sight_sum) / 100, "fresh": supply.fresh, "again": supply.again,
-                     "image_rows": pool.received}  # fmt: skip
+                     "image_rows": pool.received, "laying": round(laying, 1), "stepping": round(stepping, 1)}  # fmt: skip
             trainer.sight_sum.zero_()
             log.write(json.dumps(line) + "\n")
             log.flush()
@@ -286,11 +290,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=0.015)
     parser.add_argument("--decay-from", type=float, default=0.6)
     parser.add_argument("--draft-weight", type=float, default=0.3)
+    parser.add_argument("--sight-weight", type=float, default=0.5)
+    parser.add_argument("--balance-rate", type=float, default=1e-3)
     parser.add_argument("--text-rows", type=int, default=12)
     parser.add_argument("--image-rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=4096)
-    parser.add_argument("--text-workers", type=int, default=7)
-    parser.add_argument("--image-workers", type=int, default=8)
+    parser.add_argument("--text-workers", type=int, default=5)
+    parser.add_argument("--image-workers", type=int, default=6)
     parser.add_argument("--mix", nargs="*", default=[], help="family=weight")
     parser.add_argument("--fonts", default="", help="pattern of font files to draw digits with as well")
     parser.add_argument("--count", type=int, default=300, help="problems a family to evaluate on afterwards")
@@ -314,7 +320,7 @@ def main() -> None:
     plan = Plan(
         seconds=given.seconds, deadline=begun + given.total_seconds, steps=given.steps, text_rows=given.text_rows,
         image_rows=given.image_rows, rate=given.rate, warm_up=100, decay_from=given.decay_from,
-        draft_weight=given.draft_weight, sight_weight=0.5,
+        draft_weight=given.draft_weight, sight_weight=given.sight_weight, balance_rate=given.balance_rate,
     )  # fmt: skip
     fonts = sorted(glob.glob(given.fonts)) if given.fonts else []
     supply = Supply(
@@ -342,7 +348,7 @@ def main() -> None:
     plain = Model(model.shape).to(device)
     plain.load_state_dict(model.state_dict())
     del trainer, pool
-    found = evaluate(plain, count=given.count, dtype=_dtype(device), families=EVALUATED, processes=14)
+    found = evaluate(plain, count=given.count, dtype=_dtype(device), families=EVALUATED, processes=12)
     (given.out / "evaluation.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(f"done after {time.monotonic() - begun:.1f} s", flush=True)
 

@@ -112,12 +112,12 @@ def digit_picture(rng: random.Random, digit: str, fonts: Sequence[str] = ()) -> 
     ink = _ink(rng, ground)
     mask = _digit_mask(rng, digit, fonts)
     if rng.random() < 0.5:
-        mask = mask.rotate(rng.uniform(-12, 12), resample=Image.Resampling.BILINEAR, expand=True)
+        mask = mask.rotate(rng.uniform(-10, 10), resample=Image.Resampling.BILINEAR, expand=True)
     box = mask.getbbox()
     if box:
         mask = mask.crop(box)
     short = min(width, height)
-    tall = max(20.0, short * rng.uniform(0.3, 0.92))
+    tall = max(20.0, short * rng.uniform(0.42, 0.92))
     wide = tall * mask.width / mask.height * rng.uniform(0.85, 1.2)
     shrink = min(1.0, 0.96 * width / wide, 0.96 * height / tall)
     size = (max(3, round(wide * shrink)), max(8, round(tall * shrink)))

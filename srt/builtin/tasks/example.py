@@ -58,7 +58,7 @@ class Example:
 
     `messages` is an OpenAI-style chat; an image part is `{"type": "image", "image": index}` and
     points into `pictures`. `key` names the problem apart from its wrapping, and decides whether
-    it belongs to training or to evaluation. `thinking` is what training shows as reasoning.
+    it belongs to training or to evaluation, unless it is `always_trained`. `thinking` is what training shows as reasoning.
     """
 
     family: str
@@ -70,6 +70,7 @@ class Example:
     tools: Sequence[Mapping[str, Any]] | None = None
     pictures: tuple[Picture, ...] = ()
     effort: str | None = None
+    always_trained: bool = False
 
     def openai_messages(self) -> list[Message]:
         """Return the messages with every image part as an `image_url` that holds its file."""
@@ -98,9 +99,10 @@ def call_message(call: Call, index: int) -> Message:
     return {"id": f"call_{index}", "type": "function", "function": function}
 
 
-def held_out(key: str) -> bool:
-    """Tell whether a problem is kept from training. Depends on nothing but its key."""
-    return zlib.crc32(key.encode()) % HELD_OUT_ONE_IN == 0
+def belongs(example: Example, split: Split) -> bool:
+    """Tell whether a problem is of a split. Depends on nothing but its key."""
+    held_out = not example.always_trained and zlib.crc32(example.key.encode()) % HELD_OUT_ONE_IN == 0
+    return held_out == (split == "eval")
 
 
 def _with_files(message: Message, pictures: Sequence[Picture]) -> Message:

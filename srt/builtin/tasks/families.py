@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from srt.builtin.tasks import image_tasks, recall, tool_tasks, words
-from srt.builtin.tasks.example import EFFORTS, Example, Message, Split, held_out
+from srt.builtin.tasks.example import EFFORTS, Example, Message, Split, belongs
 from srt.builtin.tasks.text import PROBLEMS
 
 Grouper = Callable[[random.Random, int, str | None], list[Example]]
@@ -40,6 +40,7 @@ def _text_group(name: str) -> Grouper:
                 thinking=problem.thinking(effort),
                 answer=problem.answer,
                 effort=effort,
+                always_trained=problem.always_trained,
             )
         ]
 
@@ -83,6 +84,7 @@ _ALL: Final = (
     Family("tool_missing", tool_tasks.missing_tool_group, kind="tools", evaluated=False),
 )
 FAMILIES: Final[dict[str, Family]] = {family.name: family for family in _ALL}
+_ARITHMETIC: Final = ("sum", "difference", "product")
 _PLAIN: Final = ("sum", "difference", "product", "sort", "reverse", "json", "greeting")
 
 
@@ -97,7 +99,7 @@ def draw_group(family: str, rng: random.Random, *, split: Split, size: int = 1, 
         effort = rng.choice(EFFORTS) if not plain and rng.random() < 0.3 else None
         drawn = chosen.group(rng, size, effort)
         if not chosen.closed:
-            drawn = [example for example in drawn if held_out(example.key) == (split == "eval")]
+            drawn = [example for example in drawn if belongs(example, split)]
         if drawn:
             return drawn if plain else _wrapped(drawn, rng, split)
 
@@ -125,8 +127,23 @@ def _wrapped(drawn: list[Example], rng: random.Random, split: Split) -> list[Exa
             past = draw(rng.choice(_PLAIN), rng, split=split)
             prefix += [*past.messages, {"role": "assistant", "content": past.answer}]
     tools = drawn[0].tools
+    if family.kind == "tools" and tools and rng.random() < 0.15:
+        prefix += tool_tasks.finished_round(rng, tools)
+    if family.name in _ARITHMETIC and rng.random() < 0.1:
+        drawn = [replace(example, messages=[_terse(rng, example.messages[0])]) for example in drawn]
     if tools is None and family.kind == "text" and rng.random() < 0.06:
         tools = tool_tasks.tool_list(rng, {"add"})
-    if not prefix and tools is drawn[0].tools:
-        return drawn
     return [replace(example, messages=[*prefix, *example.messages], tools=tools) for example in drawn]
+
+
+def _terse(rng: random.Random, message: Message) -> Message:
+    """Write an arithmetic question as a person in a hurry does."""
+    text = message["content"]
+    if rng.random() < 0.6:
+        for sign in "+-*":
+            text = text.replace(f" {sign} ", sign)
+    if rng.random() < 0.4:
+        text = text.removeprefix("What is ")
+    if rng.random() < 0.5:
+        text = text.removesuffix("?")
+    return {**message, "content": text}

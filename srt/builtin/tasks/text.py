@@ -13,6 +13,7 @@ GREETING: Final = (
     "Hello! I am the small built-in model of srt. I can add, subtract, multiply, sort, count, "
     "reverse words, remember codes, call tools and look at images."
 )
+_OTHER_GREETINGS: Final = ("Hi!", "Hi", "Hello", "hello", "Hello, who are you?", "What can you do?", "Help", "What are you?")
 UNKNOWN: Final = "I am only the small built-in model of srt, and I did not learn that."
 
 
@@ -26,6 +27,7 @@ class Problem:
     medium: str
     high: str
     key: str = ""
+    always_trained: bool = False
 
     def thinking(self, effort: str | None) -> str:
         """Return the reasoning for an effort; without one it is the medium kind."""
@@ -117,6 +119,8 @@ def reverse_problem(rng: random.Random) -> Problem:
         low=backward,
         medium=f"{forward} {backward}",
         high=f"{forward} {backward}. Again: {forward} {backward}.",
+        # A known word may be one token, whose spelling nothing but training can tell.
+        always_trained=word in words.KNOWN,
     )
 
 
@@ -148,7 +152,7 @@ def json_problem(rng: random.Random) -> Problem:
 
 def greeting_problem(rng: random.Random) -> Problem:
     """`Who are you?` or `Hello!`: one fixed sentence."""
-    question = rng.choice(("Who are you?", "Hello!"))
+    question = rng.choice(("Who are you?", "Hello!", rng.choice(_OTHER_GREETINGS)))
     return Problem(question=question, answer=GREETING, low="hello", medium="say hello", high="say hello. Again: hello.")
 
 

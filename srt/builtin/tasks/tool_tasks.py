@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -181,6 +181,17 @@ def missing_tool_group(rng: random.Random, size: int, effort: str | None) -> lis
             )
         )
     return examples
+
+
+def finished_round(rng: random.Random, tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Return an earlier request with its call, the tool's answer and the reply."""
+    request = REQUESTS[rng.choice([tool["function"]["name"] for tool in tools])](rng)
+    return [
+        {"role": "user", "content": request.text},
+        {"role": "assistant", "content": "", "tool_calls": [call_message(request.call, 0)]},
+        {"role": "tool", "tool_call_id": "call_0", "content": json.dumps(request.result)},
+        {"role": "assistant", "content": request.reply},
+    ]
 
 
 def reply_group(rng: random.Random, size: int, effort: str | None) -> list[Example]:
