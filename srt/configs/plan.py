@@ -1,0 +1,103 @@
+"""What start-up resolved, frozen: every process reads it, nothing writes to it.
+
+`ServerConfig` (what the user asked) + `ModelFacts` (what the checkpoint says) + `DeviceFacts` (what the machine
+is) --resolve--> `RuntimePlan`. The resolving function is in `srt/configs/resolve.py`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from srt.configs.server import ServerConfig
+
+
+class KVGroupSpec(msgspec.Struct, frozen=True):
+    """A set of layers that share window and KV geometry, hence one page pool and one page table.
+
+    `window` counts the keys that a query sees, itself included; None is full attention.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    window: int | None
+    kv_heads: int
+    head_dim: int
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What the processes without torch need to know of a checkpoint."""
+
+    path: str
+    architecture: str
+    model_type: str
+    vocab_size: int
+    context_length: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    groups: tuple[KVGroupSpec, ...]
+    weight_bytes: dict[str, int]
+    """Bytes on disk per part: text, mtp, vision."""
+    has_vision: bool = False
+    mtp_modules: int = 0
+    dtype: str = "bfloat16"
+    """What the checkpoint says that it is stored in; `--dtype auto` means this one."""
+
+
+class DeviceFacts(msgspec.Struct, frozen=True):
+    """What the machine offers."""
+
+    device: str
+    name: str
+    memory_bytes: int
+    """Memory that this server may fill: what is free now, within the limit of its control group."""
+    cores: int
+    """Cores that this server may use at the same time."""
+    cuda_devices: int = 0
+    """NVIDIA devices that are there, used or not."""
+
+
+class GroupPlan(msgspec.Struct, frozen=True):
+    """One KV group with its pool. Page 0 of every pool is the null page: never given out, never read unmasked."""
+
+    name: str
+    layers: tuple[int, ...]
+    window: int | None
+    kv_heads: int
+    """KV heads over all ranks."""
+    head_dim: int
+    pages: int
+    """Pages that can be given out; the pool has one more, the null page."""
+    page_bytes: int
+    """Bytes of K and V of one page over all layers of the group, on one rank."""
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """One line of the start-up table: what was resolved, to what, and why."""
+
+    name: str
+    value: str
+    reason: str
+
+
+class RuntimePlan(msgspec.Struct, frozen=True):
+    """Everything resolved. Sizes in tokens unless the name says otherwise."""
+
+    server: ServerConfig
+    model: ModelFacts
+    device: DeviceFacts
+    dtype: str
+    page_size: int
+    context_length: int
+    max_total_tokens: int
+    groups: tuple[GroupPlan, ...]
+    max_running_requests: int
+    max_queued_requests: int
+    chunked_prefill_size: int
+    """Largest number of tokens that one request computes in one step."""
+    max_step_tokens: int
+    """Largest number of tokens of one step over all requests."""
+    steps_in_flight: int
+    """2 with overlap, else 1."""
+    worker_threads: int
+    random_seed: int
+    table: tuple[Choice, ...] = ()

@@ -1,0 +1,1 @@
+"""Paged attention: a contract, a plain reference, and the layer around them."""

@@ -1,0 +1,29 @@
+"""What start-up chose for a model to be built of: backends, dtype and the group of ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from srt.distributed import TensorGroup
+from srt.layers.attention.contract import AttentionBackend
+from srt.layers.linear import LinearFormat
+from srt.layers.moe.contract import ExpertRunner
+from srt.layers.ops import Ops
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """Handed to every layer; layers look nowhere else.
+
+    `positions` is the number of rotary positions to prepare; `dtype` is that of weights and activations.
+    """
+
+    ops: Ops
+    linear: LinearFormat
+    attention: AttentionBackend
+    experts: ExpertRunner
+    group: TensorGroup
+    dtype: torch.dtype
+    positions: int

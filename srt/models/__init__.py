@@ -1,0 +1,1 @@
+"""Model families: their blocks, and the maps from their checkpoints."""

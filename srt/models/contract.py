@@ -1,0 +1,30 @@
+"""What the worker asks of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from srt.layers.batch import ForwardBatch, KVLayer
+from srt.layers.parameter import Parameters
+
+
+class LanguageModel(Protocol):
+    """Tokens of a step to logits. T tokens, L of them with wanted logits, H hidden size, V vocabulary."""
+
+    def forward(self, batch: ForwardBatch, kv: Sequence[KVLayer]) -> Tensor:
+        """The residual stream after the last layer, before the final norm: [T, H].
+
+        Keys and values of the step's tokens are written to `kv`, which has one entry a layer.
+        """
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits of rows of the residual stream: [L, H] -> [L, V], on every rank."""
+        ...
+
+    def parameters(self) -> Parameters:
+        """Everything that a checkpoint must fill, by name."""
+        ...

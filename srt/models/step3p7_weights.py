@@ -1,0 +1,90 @@
+"""The weight map of Step-3.5-Flash and Step-3.7-Flash.
+
+Two spellings: the published one and the names that transformers gives the running model; either may carry the
+prefix `model.language_model.`. MTP heads and the image tower are claimed by name and not built here.
+"""
+
+from __future__ import annotations
+
+from srt.configs.step3p7 import TextConfig
+from srt.weights.rules import Rule, RuleBook
+
+PREFIXES = {
+    "model.language_model.": "model.",
+    "model.vision_model.": "vision_model.",
+    "model.vit_large_projector.": "vit_large_projector.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
+_LAYER = "model.layers.{layer}."
+_ATTENTION_NORMS = {"self_attn.q_norm": "attention.q_norm", "self_attn.k_norm": "attention.k_norm"}
+_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "network_norm", **_ATTENTION_NORMS}
+_PROJECTIONS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "g_proj": "gates"}
+_MTP_NAMES = (
+    "enorm", "hnorm", "eh_proj", "input_layernorm", "post_attention_layernorm",
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "self_attn.g_proj",
+    "self_attn.q_norm", "self_attn.k_norm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+    "transformer.shared_head.norm", "transformer.shared_head.output", "shared_head.norm", "shared_head.head",
+)  # fmt: skip
+
+
+def step3p7_rules(config: TextConfig) -> RuleBook:
+    """Rules for a checkpoint with this geometry; the published spelling comes first."""
+    every = tuple(layer.index for layer in config.layers)
+    routed = tuple(layer.index for layer in config.layers if layer.routed)
+    dense = tuple(layer.index for layer in config.layers if not layer.routed)
+    mtp = tuple(layer.index for layer in config.mtp_layers)
+    return RuleBook(
+        rules=[
+            Rule("model.embed_tokens.weight", "embedding.weight"),
+            Rule("model.norm.weight", "norm.weight"),
+            Rule("lm_head.weight", "head.weight"),
+            *_block_rules(every),
+            *_network_rules("mlp", "network", dense),
+            *_network_rules("share_expert", "network.shared", routed),
+            *_network_rules("mlp.shared_experts", "network.shared", routed),
+            *_expert_rules(routed),
+            *(Rule(f"{_LAYER}{name}.weight", None, layers=mtp, part="mtp") for name in _MTP_NAMES),
+            Rule("vision_model.{rest}", None, part="vision"),
+            Rule("vit_large_projector.{rest}", None, part="vision"),
+            Rule("multi_modal_projector.{rest}", None, part="vision"),
+        ],
+        prefixes=PREFIXES,
+    )
+
+
+def _block_rules(layers: tuple[int, ...]) -> list[Rule]:
+    """Norms and attention of a decoder layer."""
+    rules = [
+        Rule(f"{_LAYER}{source}.weight", f"layers.{{layer}}.{target}.weight", layers=layers)
+        for source, target in _NORMS.items()
+    ]
+    inputs, output = "layers.{layer}.attention.inputs.weight", "layers.{layer}.attention.output.weight"
+    for source, piece in _PROJECTIONS.items():
+        rules.append(Rule(f"{_LAYER}self_attn.{source}.weight", inputs, (piece,), layers=layers))
+    return [*rules, Rule(f"{_LAYER}self_attn.o_proj.weight", output, layers=layers)]
+
+
+def _network_rules(source: str, target: str, layers: tuple[int, ...]) -> list[Rule]:
+    """A dense network or a shared expert."""
+    return [
+        Rule(f"{_LAYER}{source}.gate_proj.weight", f"layers.{{layer}}.{target}.gate_up.weight", ("gate",), layers),
+        Rule(f"{_LAYER}{source}.up_proj.weight", f"layers.{{layer}}.{target}.gate_up.weight", ("up",), layers),
+        Rule(f"{_LAYER}{source}.down_proj.weight", f"layers.{{layer}}.{target}.down.weight", layers=layers),
+    ]
+
+
+def _expert_rules(layers: tuple[int, ...]) -> list[Rule]:
+    """Router and routed experts, which are stacked: expert first."""
+    network = "layers.{layer}.network."
+    gate_up, down = f"{network}experts.gate_up.weight", f"{network}experts.down.weight"
+    return [
+        Rule(f"{_LAYER}moe.gate.weight", f"{network}router.weight", layers=layers),
+        Rule(f"{_LAYER}moe.router_bias", f"{network}router.bias", layers=layers),
+        Rule(f"{_LAYER}moe.gate_proj.weight", gate_up, ("gate",), layers),
+        Rule(f"{_LAYER}moe.up_proj.weight", gate_up, ("up",), layers),
+        Rule(f"{_LAYER}moe.down_proj.weight", down, layers=layers),
+        Rule(f"{_LAYER}mlp.gate.weight", f"{network}router.weight", layers=layers),
+        Rule(f"{_LAYER}mlp.gate.e_score_correction_bias", f"{network}router.bias", layers=layers),
+        Rule(f"{_LAYER}mlp.experts.gate_up_proj", gate_up, ("gate", "up"), layers, axis=1),
+        Rule(f"{_LAYER}mlp.experts.down_proj", down, layers=layers),
+    ]

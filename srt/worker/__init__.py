@@ -1,0 +1,1 @@
+"""The process that holds weights and KV memory; it obeys step plans and decides nothing."""

@@ -1,0 +1,59 @@
+"""Greedy answers over HTTP equal Hugging Face's, whatever happens around them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.server import Server
+from tests.support.workload import HuggingFace, generate_all, mixed_requests
+
+REQUESTS = mixed_requests(200, vocab=4096, seed=20)
+
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "defaults": (),
+    "without the radix cache": ("--disable-radix-cache",),
+    "with too little memory": ("--max-total-tokens", "4096"),
+    "without overlap": ("--disable-overlap-schedule",),
+    "with pages of one token": ("--page-size", "1"),
+    "with small chunks and big pages": ("--chunked-prefill-size", "64", "--page-size", "64"),
+    "with two ranks": ("--tp-size", "2"),
+}
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> dict[tuple[tuple[int, ...], tuple[int, ...]], str | None]:
+    """Answers already compared: the settings mostly give the same ones, and one comparison of each is enough."""
+    return {}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_200_greedy_requests_equal_hugging_face(
+    setting: str,
+    nano: Path,
+    truth: HuggingFace,
+    verdicts: dict[tuple[tuple[int, ...], tuple[int, ...]], str | None],
+) -> None:
+    requests = REQUESTS if setting != "with two ranks" else REQUESTS[:60]
+    with Server("--model-path", str(nano), "--dtype", "float32", *SETTINGS[setting]) as server:
+        answers = generate_all(server, requests)
+        retracted = server.metric("num_retracted_requests_total")
+        evicted = server.metric("evicted_tokens_total")
+    wrong = []
+    for request, answer in zip(requests, answers, strict=True):
+        output = tuple(answer["output_ids"])
+        assert len(output) == request.new_tokens
+        assert answer["meta_info"]["finish_reason"] == {"type": "length", "length": request.new_tokens}
+        assert answer["meta_info"]["prompt_tokens"] == len(request.prompt)
+        key = (request.prompt, output)
+        if key not in verdicts:
+            verdicts[key] = truth.disagreement(request.prompt, output)
+        if verdicts[key] is not None:
+            wrong.append(verdicts[key])
+    assert not wrong, f"{len(wrong)} of {len(requests)} answers differ, the first: {wrong[0]}"
+    if setting == "with too little memory":
+        assert retracted > 0, "the pool was too large to force a retraction"
+        assert evicted > 0, "the pool was too large to force an eviction"
+    if setting == "without the radix cache":
+        assert all(answer["meta_info"]["cached_tokens"] == 0 for answer in answers)
