@@ -70,11 +70,11 @@ def prepared_examples(
 class Evaluator:
     """A model with what is needed to question it."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, dtype: torch.dtype, batch_tokens: int = 400_000) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, dtype: torch.dtype, batch_tokens: int = 0) -> None:
         self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.ids = text.token_ids(tokenizer)
         self.stops = [self.ids[text.EOS], self.ids[text.PAD], self.ids[text.TURN_END]]
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or (400_000 if dtype == torch.bfloat16 else 20_000)
 
     @torch.no_grad()
     def prompt(self, example: Example, sight: Sight) -> Prompt:
@@ -105,9 +105,7 @@ class Evaluator:
         for batch in self._batches(asked, room):
             prompts = [prompt for _, prompt in batch]
             patch_id = self.ids[text.PATCH]
-            answers = generate(
-                self.model, prompts, room=room, stops=self.stops, patch_id=patch_id, dtype=self.dtype
-            )
+            answers = generate(self.model, prompts, room=room, stops=self.stops, patch_id=patch_id, dtype=self.dtype)
             drafts.add(acceptance(self.model, prompts, answers, patch_id=patch_id, dtype=self.dtype))
             for (example, _), answer in zip(batch, answers, strict=True):
                 body = answer[:-1] if answer[-1] in self.stops else answer
@@ -119,9 +117,7 @@ class Evaluator:
                     wrong.append((str(example.messages[-1]["content"])[-160:], completion[-240:]))
         return Result(name, len(asked), right, drafts, wrong)
 
-    def _batches(
-        self, asked: Sequence[tuple[Example, Prompt]], room: int
-    ) -> Iterator[list[tuple[Example, Prompt]]]:
+    def _batches(self, asked: Sequence[tuple[Example, Prompt]], room: int) -> Iterator[list[tuple[Example, Prompt]]]:
         batch: list[tuple[Example, Prompt]] = []
         for pair in asked:
             if batch and (len(pair[1].ids) + room) * (len(batch) + 1) > self.batch_tokens:
@@ -173,12 +169,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--families", nargs="*", default=list(EVALUATED))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--processes", type=int, default=1, help="processes that draw and cut images")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     model = load_model(arguments.model).to(arguments.device)
     dtype = torch.bfloat16 if arguments.device == "cuda" else torch.float32
     found = evaluate(
-        model, count=arguments.count, dtype=dtype, families=arguments.families, seed=arguments.seed, processes=8
+        model,
+        count=arguments.count,
+        dtype=dtype,
+        families=arguments.families,
+        seed=arguments.seed,
+        processes=arguments.processes,
     )
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=1), encoding="utf-8")

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tools.builtin import text
-from tools.builtin.preprocess import CROP_SIDE, GLOBAL_SIDE, MEAN, SIDE_MAX, STD
 from tools.builtin.model import Model
+from tools.builtin.preprocess import CROP_SIDE, GLOBAL_SIDE, MEAN, SIDE_MAX, STD
 from tools.builtin.shape import Shape, VisionShape, config
 
 BYTES_MAX: Final = 16_000_000
@@ -53,6 +53,8 @@ def export(model: Model, out: Path) -> int:
     )
     _write(out / "preprocessor_config.json", _preprocessor())
     _write(out / "tokenizer_config.json", _tokenizer_config(model.shape, ids))
+    for path in out.iterdir():
+        path.chmod(0o644)
     size = sum(path.stat().st_size for path in out.iterdir())
     if size > BYTES_MAX:
         raise ValueError(f"the checkpoint has {size} bytes, the limit is {BYTES_MAX}")

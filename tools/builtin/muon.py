@@ -13,7 +13,7 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 def orthogonal(batch: Tensor, steps: int = 5) -> Tensor:
     """Bring the singular values of each matrix [N, R, C] near 1 by Newton-Schulz steps."""
-    x = batch.bfloat16() if batch.is_cuda else batch.float()
+    x: Tensor = batch.bfloat16() if batch.is_cuda else batch.float()
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.transpose(-2, -1)
@@ -31,7 +31,7 @@ class Muon:
 
     def __init__(self, parameters: Iterable[nn.Parameter], momentum: float = 0.95, decay: float = 0.01) -> None:
         self.momentum, self.decay = momentum, decay
-        self.groups: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+        self.groups: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         for parameter in parameters:
             rows, columns = self._matrix(parameter).shape[-2:]
             self.groups[rows, columns].append(parameter)

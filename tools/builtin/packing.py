@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os.path
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -83,7 +82,7 @@ def document(
 ) -> Document | None:
     """Make one document of examples that share their beginning, or nothing if it is too long."""
     rendered = [text.render_whole(example) for example in examples]
-    if len(rendered) > 1 and text.PATCH in rendered[0][len(os.path.commonprefix(rendered)) :]:
+    if len(rendered) > 1 and text.PATCH in rendered[0][len(_beginning(rendered)) :]:
         # The images come after what differs: keep one example, whose images are seen once.
         rendered = rendered[:1]
     wholes, prompts = _encoded(tokenizer, ids, rendered, sight.layouts)
@@ -123,7 +122,7 @@ def _encoded(
     tokenizer: Tokenizer, ids: dict[str, int], rendered: list[str], layouts: Sequence[Layout]
 ) -> tuple[list[list[int]], list[int]]:
     """Tokenise texts that begin alike, the common part once; return them and the lengths of their prompts."""
-    common = os.path.commonprefix(rendered)
+    common = _beginning(rendered)
     common = common[: min(whole.rindex(text.GENERATION_PROMPT) for whole in rendered)]
     # Before a space and a letter a piece always ends, so the text may be cut there.
     cut_at = max((found.start() for found in _SAFE.finditer(common, max(0, len(common) - 200))), default=0)
@@ -136,6 +135,15 @@ def _encoded(
         prompts.append(len(prompt))
         wholes.append([*prompt, *encode(tokenizer, ids, whole[start:], ())])
     return wholes, prompts
+
+
+def _beginning(texts: Sequence[str]) -> str:
+    """Return the longest text that all texts begin with."""
+    low, high = min(texts), max(texts)
+    for index, (a, b) in enumerate(zip(low, high, strict=False)):
+        if a != b:
+            return low[:index]
+    return low
 
 
 def _common(rows: Sequence[list[int]]) -> int:

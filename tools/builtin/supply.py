@@ -69,6 +69,12 @@ class Source:
                 return row
 
 
+def _view(memory: SharedMemory) -> memoryview:
+    if memory.buf is None:
+        raise ValueError("the shared memory is closed")
+    return memory.buf
+
+
 def _text_worker(out: Any, weights: Mapping[str, float], seed: str, length: int) -> None:
     source = Source(weights, seed, length, images=False)
     while True:
@@ -79,14 +85,15 @@ def _image_worker(
     out: Any, free: Any, slots: str, weights: Mapping[str, float], seed: str, length: int, fonts: Sequence[str]
 ) -> None:
     image_tasks.EXTRA_FONTS.extend(fonts)
-    memory = SharedMemory(slots)
+    shared = SharedMemory(slots)
+    memory = np.frombuffer(_view(shared), np.uint8)
     source = Source(weights, seed, length, images=True)
     while True:
         row = source.row()
         slot = free.get()
         start = slot * _SLOT_BYTES
         for picture in (*row.wholes, *row.crops):
-            memory.buf[start : start + picture.size] = picture.tobytes()
+            memory[start : start + picture.size] = picture.reshape(-1)
             start += picture.size
         out.put((slot, len(row.wholes), len(row.crops), replace(row, wholes=[], crops=[])))
 
@@ -158,7 +165,7 @@ class Supply:
                 raise
             return None
         start = slot * _SLOT_BYTES
-        raw = np.frombuffer(self.memory.buf, np.uint8)
+        raw = np.frombuffer(_view(self.memory), np.uint8)
         middle, end = start + wholes * _WHOLE_BYTES, start + wholes * _WHOLE_BYTES + crops * _CROP_BYTES
         whole = raw[start:middle].reshape(wholes, GLOBAL_SIDE, GLOBAL_SIDE, 3).copy()
         crop = raw[middle:end].reshape(crops, CROP_SIDE, CROP_SIDE, 3).copy()

@@ -71,12 +71,12 @@ def build_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (BOS, EOS, PAD)])
-    for text in tail:
-        token = AddedToken(text, special=text in CONTROL, normalized=False)
-        if text in CONTROL:
-            tokenizer.add_special_tokens([token])
+    for marker in tail:
+        added = AddedToken(marker, special=marker in CONTROL, normalized=False)
+        if marker in CONTROL:
+            tokenizer.add_special_tokens([added])
         else:
-            tokenizer.add_tokens([token])
+            tokenizer.add_tokens([added])
     return tokenizer
 
 

@@ -182,7 +182,7 @@ class Trainer:
 
     def report(self) -> dict[str, Any]:
         """Return loss and accuracy per family since the last report, and reset the sums."""
-        sums = self.sums.cpu()
+        sums = self.sums.cpu().clone()
         self.sums.zero_()
         asked = sums[1].clamp(min=1)
         found = {
@@ -253,8 +253,8 @@ def run(trainer: Trainer, supply: Supply, pool: Pool, out: Path) -> None:
         if index % 100 == 0 or (plan.steps and index % 20 == 0):
             now = time.monotonic()
             line = {"step": index, "seconds": round(now - started, 1), **trainer.report()}
-            line |= {"sight": float(trainer.sight_sum) / 100, "fresh": supply.fresh, "again": supply.again,
-                     "image_rows": pool.received, "laying": round(laying, 1), "stepping": round(stepping, 1)}  # fmt: skip
+            line |= {"sight": float(trainer.sight_sum), "fresh": supply.fresh, "again": supply.again}
+            line |= {"image_rows": pool.received, "laying": round(laying, 1), "stepping": round(stepping, 1)}
             trainer.sight_sum.zero_()
             log.write(json.dumps(line) + "\n")
             log.flush()

@@ -90,7 +90,8 @@ class VisionBlock(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Return the residual stream after the layer."""
         x = x + self.ls_1.gamma.to(x.dtype) * self.attn(_affine(self.ln_1, x), cos, sin)
-        return x + self.ls_2.gamma.to(x.dtype) * self.mlp(_affine(self.ln_2, x))
+        out: Tensor = x + self.ls_2.gamma.to(x.dtype) * self.mlp(_affine(self.ln_2, x))
+        return out
 
 
 class Stack(nn.Module):
@@ -125,7 +126,7 @@ class Tower(nn.Module):
         values = values.unflatten(2, (grid, patch)).unflatten(1, (grid, patch))
         patches = values.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
         x = functional.linear(patches, self.conv1.weight.flatten(1).to(dtype))
-        table = self.positional_embedding
+        table: Tensor = self.positional_embedding
         whole = self.shape.image // patch
         if grid != whole:
             image = table.T.unflatten(1, (whole, whole))[None]

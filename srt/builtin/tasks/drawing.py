@@ -134,6 +134,7 @@ def random_shape(rng: random.Random) -> Picture:
 
 
 def _outline(shape: str, centre: Point, radius: float, turn: float) -> list[Point]:
+    radii: tuple[float, ...]
     if shape == "square":
         corners, start, radii = 4, math.pi / 4, (1.0,)
     elif shape == "triangle":

@@ -58,7 +58,8 @@ class Example:
 
     `messages` is an OpenAI-style chat; an image part is `{"type": "image", "image": index}` and
     points into `pictures`. `key` names the problem apart from its wrapping, and decides whether
-    it belongs to training or to evaluation, unless it is `always_trained`. `thinking` is what training shows as reasoning.
+    it belongs to training or to evaluation, unless it is `always_trained`. `thinking` is what
+    training shows as reasoning.
     """
 
     family: str

@@ -26,7 +26,9 @@ def object_group(rng: random.Random, size: int, effort: str | None) -> list[Exam
     del size
     picture = random_shape(rng)
     seen = describe(picture)
-    thinking = {"low": seen.split(" ", 1)[1], "high": f"I see {seen}. Again: {seen}."}.get(effort or "", f"I see {seen}")
+    thinking = {"low": seen.split(" ", 1)[1], "high": f"I see {seen}. Again: {seen}."}.get(
+        effort or "", f"I see {seen}"
+    )
     return [_example(rng, "image_object", [picture], "What is in the image?", thinking, seen, effort)]
 
 

@@ -13,7 +13,16 @@ GREETING: Final = (
     "Hello! I am the small built-in model of srt. I can add, subtract, multiply, sort, count, "
     "reverse words, remember codes, call tools and look at images."
 )
-_OTHER_GREETINGS: Final = ("Hi!", "Hi", "Hello", "hello", "Hello, who are you?", "What can you do?", "Help", "What are you?")
+_OTHER_GREETINGS: Final = (
+    "Hi!",
+    "Hi",
+    "Hello",
+    "hello",
+    "Hello, who are you?",
+    "What can you do?",
+    "Help",
+    "What are you?",
+)
 UNKNOWN: Final = "I am only the small built-in model of srt, and I did not learn that."
 
 
