@@ -1,21 +1,18 @@
 """Where the pixels of images wait for the worker: one file an image in the server's private directory.
 
 An image's file is named after a hash of its pixels and layout, so equal images of many requests are there once, each
-rank reads the same bytes, and no process in between carries them. The tokenizer writes and deletes, workers read.
+rank reads the same bytes, and no process in between carries them. The tokenizer has them written and deletes them,
+workers read.
 
     crops, row by row [n, crop_size, crop_size, 3] uint8 · global view [view_size, view_size, 3] uint8
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from srt.configs.plan import ImageConfig
-
-Pixels = NDArray[np.uint8]
 
 DIRECTORY = "tiles"
 
@@ -35,7 +32,7 @@ class TileFiles:
         """Size of the file of an image with so many crops."""
         return 3 * (crops * self._config.crop_size**2 + self._config.view_size**2)
 
-    def write(self, key: bytes, crops: Pixels, view: Pixels, writer: str) -> None:
+    def write(self, key: bytes, parts: Sequence[memoryview], writer: str) -> None:
         """Put an image there, all of it or nothing. `writer` tells apart who may write the same image at once.
 
         Raises: OSError if the disk is full.
@@ -44,23 +41,25 @@ class TileFiles:
         draft = path.with_suffix(f".{writer}")
         try:
             with draft.open("wb") as file:
-                file.write(np.ascontiguousarray(crops).data)
-                file.write(np.ascontiguousarray(view).data)
+                file.writelines(parts)
             draft.rename(path)
         finally:
             draft.unlink(missing_ok=True)
 
-    def read(self, key: bytes, crops: int) -> tuple[Pixels, Pixels]:
-        """Crops [n, C, C, 3] and global view [1, V, V, 3] of an image.
+    def read(self, key: bytes, crops: int) -> tuple[memoryview, memoryview]:
+        """Crops and global view of an image with so many crops.
 
-        Raises: FileNotFoundError if it is not there, ValueError if it is not whole.
+        Raises: FileNotFoundError if it is not there, ValueError if it has another size.
         """
-        size, side = self._config.crop_size, self._config.view_size
-        pixels = np.fromfile(self._path(key), dtype=np.uint8)
-        if pixels.nbytes != self.bytes_of(crops):
-            raise ValueError(f"tiles {key.hex()} have {pixels.nbytes} bytes, expected {self.bytes_of(crops)}")
-        split = 3 * crops * size * size
-        return pixels[:split].reshape(crops, size, size, 3), pixels[split:].reshape(1, side, side, 3)
+        path, expected = self._path(key), self.bytes_of(crops)
+        size = path.stat().st_size
+        if size != expected:
+            raise ValueError(f"tiles {key.hex()} have {size} bytes, expected {expected}")
+        pixels = bytearray(size)
+        with path.open("rb", buffering=0) as file:
+            file.readinto(pixels)
+        split = self.bytes_of(crops) - self.bytes_of(0)
+        return memoryview(pixels)[:split], memoryview(pixels)[split:]
 
     def there(self, key: bytes) -> bool:
         """Whether an image has a file."""

@@ -34,7 +34,7 @@ def _tower(config: Step3p7Config, images: ImageConfig, dtype: torch.dtype) -> Im
 
 STEP3P7: Final = Family(
     build=lambda config, tools: Step3p7Text(config.text, tools),
-    rules=step3p7_rules,
+    rules=lambda config: step3p7_rules(config.text, config.vision),
     build_tower=_tower,
 )
 FAMILIES: Final = {"step3p5": STEP3P7, "step3p7": STEP3P7}

@@ -6,7 +6,7 @@ prefix `model.language_model.`. MTP heads are claimed by name and not built here
 
 from __future__ import annotations
 
-from srt.configs.step3p7 import Step3p7Config, VisionConfig
+from srt.configs.step3p7 import TextConfig, VisionConfig
 from srt.models.step3p7_vision import pair_heads
 from srt.weights.rules import Rule, RuleBook
 
@@ -28,6 +28,10 @@ _MTP_NAMES = (
 )  # fmt: skip
 
 
+_UNREAD_TOWER = tuple(
+    Rule(f"{prefix}.{{rest}}", None, part="vision")
+    for prefix in ("vision_model", "vit_large_projector", "multi_modal_projector")
+)
 _TOWER = "vision_model."
 _TOWER_BLOCK = "vision_model.transformer.resblocks.{layer}."
 _TOWER_NAMES = {
@@ -55,9 +59,11 @@ _BLOCK_PARTS = {
 _SCALES = {"attention_scale": ("ls_1.gamma", "lambda_1"), "network_scale": ("ls_2.gamma", "lambda_2")}
 
 
-def step3p7_rules(whole: Step3p7Config) -> RuleBook:
-    """Rules for a checkpoint with this geometry; the published spelling comes first."""
-    config = whole.text
+def step3p7_rules(config: TextConfig, vision: VisionConfig | None = None) -> RuleBook:
+    """Rules for a checkpoint with this geometry; the published spelling comes first.
+
+    Without `vision` the tensors of an image tower are claimed and not read.
+    """
     every = tuple(layer.index for layer in config.layers)
     routed = tuple(layer.index for layer in config.layers if layer.routed)
     dense = tuple(layer.index for layer in config.layers if not layer.routed)
@@ -73,7 +79,7 @@ def step3p7_rules(whole: Step3p7Config) -> RuleBook:
             *_network_rules("mlp.shared_experts", "network.shared", routed),
             *_expert_rules(routed),
             *(Rule(f"{_LAYER}{name}.weight", None, layers=mtp, part="mtp") for name in _MTP_NAMES),
-            *([] if whole.vision is None else _tower_rules(whole.vision)),
+            *(_UNREAD_TOWER if vision is None else _tower_rules(vision)),
         ],
         prefixes=PREFIXES,
     )

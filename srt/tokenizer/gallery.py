@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from srt.errors import ErrorCode, ServingError
 from srt.messages import ImageMade, ImageRefused, ImageSource
-from srt.tokenizer.image_process import Job
+from srt.tokenizer.image_jobs import Job
 from srt.tokenizer.image_prompt import Picture
 from srt.tokenizer.media import Inline, Remote, parse_source
 from srt.tokenizer.tile_store import TileStore

@@ -13,10 +13,9 @@ from srt.errors import ErrorCode, ServingError
 from srt.messages import ImageMade, ImageRefused, ImageSource, ImageSpan
 from srt.tiles import TileFiles
 from srt.tokenizer.gallery import TILE_BYTES, Gallery, Owner
+from srt.tokenizer.image_jobs import ImageLimits, Made, Outcome, Refused, Setup
 from srt.tokenizer.image_pool import ImagePool
-from srt.tokenizer.image_process import Made, Outcome, Refused, Setup
 from srt.tokenizer.image_prompt import ImagePlacer, Picture
-from srt.tokenizer.images import ImageLimits
 from srt.tokenizer.layout import Rule
 from srt.tokenizer.media import Fetcher
 from srt.tokenizer.tile_store import TileStore

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import msgspec
 
 from srt.errors import ErrorCode, ServingError
-from srt.tokenizer.image_process import Job, Outcome, Refused, Setup, receive, send
+from srt.tokenizer.image_jobs import Job, Outcome, Refused, Setup, receive, send
 from srt.tokenizer.media import Fetcher
 
 STOP_SECONDS: Final = 1.0

@@ -13,73 +13,15 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Final
+from typing import IO
 
 import msgspec
 import setproctitle
 
-from srt.configs.plan import ImageConfig
 from srt.errors import ErrorCode, ServingError
 from srt.tiles import TileFiles
-from srt.tokenizer.images import ImageLimits, make_views, refuse
-from srt.tokenizer.layout import Rule
-
-LENGTH_BYTES: Final = 8
-
-
-class Setup(msgspec.Struct, frozen=True):
-    """First message: what is the same for all images."""
-
-    config: ImageConfig
-    limits: ImageLimits
-    rule: Rule
-    rundir: str
-    seconds: float
-    """What one image may take."""
-
-
-class Job(msgspec.Struct, frozen=True):
-    """An image file, or its base64 text. Without `crops` only the global view is made."""
-
-    data: bytes
-    base64: bool
-    crops: bool
-
-
-class Made(msgspec.Struct, frozen=True, tag=True):
-    """The image's tiles are in the file that `key` names."""
-
-    key: bytes
-    columns: int
-    rows: int
-
-
-class Refused(msgspec.Struct, frozen=True, tag=True):
-    """The image cannot be served, and why."""
-
-    code: ErrorCode
-    text: str
-
-
-Outcome = Made | Refused
-
-
-def send(pipe: IO[bytes], message: msgspec.Struct) -> None:
-    """Write a message with its length in front."""
-    payload = msgspec.msgpack.encode(message)
-    pipe.write(len(payload).to_bytes(LENGTH_BYTES, "little"))
-    pipe.write(payload)
-    pipe.flush()
-
-
-def receive(pipe: IO[bytes]) -> bytes | None:
-    """Read a message; None if the other end is gone."""
-    head = pipe.read(LENGTH_BYTES)
-    if len(head) < LENGTH_BYTES:
-        return None
-    size = int.from_bytes(head, "little")
-    payload = pipe.read(size)
-    return payload if len(payload) == size else None
+from srt.tokenizer.image_jobs import Job, Made, Outcome, Refused, Setup, receive, refuse, send
+from srt.tokenizer.images import make_views
 
 
 def from_base64(text: bytes, limit: int) -> bytes:
@@ -109,7 +51,7 @@ def make(job: Job, setup: Setup, files: TileFiles) -> Outcome:
         return Refused(ErrorCode.INVALID_REQUEST, "there is not enough memory to decode the image")
     key = views.key()
     try:
-        files.write(key, views.crops, views.view, str(os.getpid()))
+        files.write(key, views.buffers(), str(os.getpid()))
     except OSError as error:
         return Refused(ErrorCode.INTERNAL, f"the image's tiles could not be stored: {error.strerror}")
     return Made(key, views.columns, views.rows)

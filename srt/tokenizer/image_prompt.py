@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Final, NamedTuple
-
-import numpy as np
 
 from srt.configs.plan import ImageConfig
 from srt.errors import ErrorCode, ServingError, StartupError
@@ -56,29 +55,25 @@ class ImagePlacer:
         An image whose tokens are written out already, as in the ids that an answer may repeat, stays as it is.
         Raises: ServingError if the prompt does not have one placeholder for each image.
         """
-        ids = np.frombuffer(packed, dtype="<i4")
-        places = np.flatnonzero(ids == self._ids.patch)
-        parts: list[np.ndarray[tuple[int], np.dtype[np.int32]]] = []
+        ids = array("i", packed)
+        placed = array("i")
         spans: list[ImageSpan] = []
-        copied = length = at = 0
+        copied = 0
         for number, picture in enumerate(pictures):
-            if at >= len(places):
+            at = _index(ids, self._ids.patch, copied)
+            if at is None:
                 raise self._mismatch(number, len(pictures))
-            written = np.array(image_token_ids(picture.columns, picture.rows, self._config, self._ids), dtype="<i4")
-            begin = int(places[at])
-            whole = np.array_equal(ids[max(begin - 1, 0) : max(begin - 1, 0) + len(written)], written)
-            begin, end = (begin - 1, begin - 1 + len(written)) if whole else (begin, begin + 1)
-            parts += [ids[copied:begin], written]
-            length += begin - copied
-            spans.append(ImageSpan(picture.key, length, len(written), picture.columns, picture.rows))
-            length += len(written)
+            written = array("i", image_token_ids(picture.columns, picture.rows, self._config, self._ids))
+            whole = at > copied and ids[at - 1 : at - 1 + len(written)] == written
+            begin, end = (at - 1, at - 1 + len(written)) if whole else (at, at + 1)
+            placed += ids[copied:begin]
+            spans.append(ImageSpan(picture.key, len(placed), len(written), picture.columns, picture.rows))
+            placed += written
             copied = end
-            at = int(np.searchsorted(places, end))
-        if at < len(places):
-            raise self._mismatch(len(pictures) + len(places) - at, len(pictures))
-        if not pictures:
-            return packed, ()
-        return np.concatenate([*parts, ids[copied:]]).tobytes(), tuple(spans)
+        more = ids[copied:].count(self._ids.patch)
+        if more:
+            raise self._mismatch(len(pictures) + more, len(pictures))
+        return (packed, ()) if not pictures else ((placed + ids[copied:]).tobytes(), tuple(spans))
 
     def _mismatch(self, found: int, images: int) -> ServingError:
         return ServingError(
@@ -86,3 +81,11 @@ class ImagePlacer:
             f"the prompt has {found} image placeholders ({self.placeholder}) for {images} images",
             "prompt",
         )
+
+
+def _index(ids: array[int], wanted: int, start: int) -> int | None:
+    """Where an id comes next; None if it does not."""
+    try:
+        return ids.index(wanted, start)
+    except ValueError:
+        return None

@@ -11,7 +11,6 @@ import io
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -19,6 +18,7 @@ from PIL import Image, ImageOps
 from srt.configs.plan import ImageConfig
 from srt.errors import ErrorCode, ServingError
 from srt.tokenizer import resample
+from srt.tokenizer.image_jobs import ImageLimits, refuse
 from srt.tokenizer.layout import Layout, Rule, image_token_count, plan_layout
 
 Pixels = NDArray[np.uint8]
@@ -35,14 +35,6 @@ ORIENTATION: Final = 0x0112
 Image.MAX_IMAGE_PIXELS = None  # Our own limit is checked on the header, with a message that names it.
 
 
-class ImageLimits(msgspec.Struct, frozen=True):
-    """What one image may cost. `pixels` counts those to decode, and those of a sliver padded to a square."""
-
-    bytes: int
-    pixels: int
-    tokens: int
-
-
 @dataclass(frozen=True)
 class Views:
     """Crops [n, crop_size, crop_size, 3], row by row, and the global view [1, view_size, view_size, 3]."""
@@ -52,17 +44,16 @@ class Views:
     crops: Pixels
     view: Pixels
 
+    def buffers(self) -> tuple[memoryview, memoryview]:
+        """The bytes of crops and view."""
+        return np.ascontiguousarray(self.crops).data, np.ascontiguousarray(self.view).data
+
     def key(self) -> bytes:
         """A hash of all that the model sees of the image: pixels and layout."""
         digest = hashlib.sha256(f"{self.columns} {self.rows}\n".encode())
-        digest.update(np.ascontiguousarray(self.crops).data)
-        digest.update(np.ascontiguousarray(self.view).data)
+        for buffer in self.buffers():
+            digest.update(buffer)
         return digest.digest()
-
-
-def refuse(text: str) -> ServingError:
-    """An image that the client must change."""
-    return ServingError(ErrorCode.INVALID_REQUEST, text, "image_url")
 
 
 def make_views(data: bytes, config: ImageConfig, limits: ImageLimits, rule: Rule, *, crops: bool = True) -> Views:

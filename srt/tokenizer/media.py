@@ -21,7 +21,7 @@ from typing import Final
 from urllib.parse import quote, urljoin, urlsplit
 
 from srt.errors import ErrorCode, ServingError
-from srt.tokenizer.images import refuse
+from srt.tokenizer.image_jobs import refuse
 
 REDIRECTS_MAX: Final = 3
 READ_BYTES: Final = 1 << 16

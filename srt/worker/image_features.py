@@ -12,11 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from srt.configs.plan import ImageConfig
 from srt.messages import ImageSpan, ImageWork
 from srt.models.contract import ImageEncoder
 from srt.tiles import TileFiles
@@ -38,8 +37,10 @@ class _Tally:
 class ImageFeatures:
     """Features by key, least recently used first out. Whoever still needs an evicted one holds it himself."""
 
-    def __init__(self, tower: ImageEncoder, tiles: TileFiles, device: torch.device, budget_bytes: int) -> None:
-        self._tower, self._tiles, self._device = tower, tiles, device
+    def __init__(
+        self, tower: ImageEncoder, tiles: TileFiles, config: ImageConfig, device: torch.device, budget_bytes: int
+    ) -> None:
+        self._tower, self._tiles, self._config, self._device = tower, tiles, config, device
         self._budget_bytes = budget_bytes
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
         self._kept_bytes = 0
@@ -92,8 +93,8 @@ class ImageFeatures:
         views: list[Tensor] = []
         for span in spans:
             cut, whole = self._tiles.read(span.key, span.columns * span.rows)
-            crops += self._moved(cut)
-            views += self._moved(whole)
+            crops += self._moved(cut, self._config.crop_size)
+            views += self._moved(whole, self._config.view_size)
         crop_features, view_features = iter(self._run(crops)), iter(self._run(views))
         encoded: dict[bytes, Tensor] = {}
         for span in spans:
@@ -103,9 +104,11 @@ class ImageFeatures:
         self._tally.images += len(spans)
         return encoded
 
-    def _moved(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, ...]:
+    def _moved(self, pixels: memoryview, size: int) -> tuple[Tensor, ...]:
         """Views of one image on the model's device; the copy runs beside whatever the device is doing."""
-        tensor = torch.from_numpy(pixels)
+        if not pixels:
+            return ()
+        tensor = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, size, size, 3)
         if self._device.type == "cuda":
             tensor = tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor.unbind()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from srt.configs.plan import ImageConfig
-from srt.tokenizer.images import ImageLimits
+from srt.tokenizer.image_jobs import ImageLimits
 
 STEP = ImageConfig(
     image_token_id=128001,

@@ -14,7 +14,8 @@ from PIL import Image
 from torch.nn import functional
 
 from srt.errors import ServingError
-from srt.tokenizer.images import ImageLimits, Views, make_views
+from srt.tokenizer.image_jobs import ImageLimits
+from srt.tokenizer.images import Views, make_views
 from srt.tokenizer.layout import plan_layout
 from tests.support.pictures import ROOMY, STEP, file_of, picture
 
