@@ -3,8 +3,9 @@
     begin ─▶ in line ─▶ being made ─▶ ready: the request goes on, its images are held ─▶ release
                            └─▶ failed: the request ends
 
-Requests are begun in the order they come, while the images that are held fit the budget. One that has begun is always
-finished, so two that wait for room can never wait for each other.
+Requests are begun in the order they come, while the images that are held fit the budget and few are being made. One
+that has begun is always finished, so two that wait for room can never wait for each other; beyond the budget there
+are at most the images of one request and those that were being made.
 """
 
 from __future__ import annotations
@@ -81,10 +82,11 @@ class _Order:
 class Gallery:
     """All images of all requests. What has become of them is in `ready` and `failed`, for the caller to take."""
 
-    def __init__(self, maker: Maker, store: TileStore, images_max: int) -> None:
+    def __init__(self, maker: Maker, store: TileStore, *, images_max: int, jobs_max: int) -> None:
         self._maker = maker
         self._store = store
         self._images_max = images_max
+        self._jobs_max = jobs_max
         self._numbers = itertools.count()
         self._line: dict[Owner, list[_Source]] = {}
         self._orders: dict[Owner, _Order] = {}
@@ -148,6 +150,7 @@ class Gallery:
                 self._fill(order, index, picture)
                 self._finish(owner, order)
         self._store.trim()
+        self._start_next()
 
     def refused(self, news: ImageRefused) -> None:
         """An image cannot be made: whoever waits for it fails."""
@@ -157,9 +160,12 @@ class Gallery:
                 error = ServingError(news.code, news.text, "image_url")
                 self.failed.append((owner, _numbered(error, index, len(order.pictures))))
                 self._let_go(order)
+        self._start_next()
 
     def _start_next(self) -> None:
-        while self._line and not (self._store.full and (self._held or self._orders)):
+        while self._line and len(self._making) < self._jobs_max:
+            if self._store.full and (self._held or self._orders):
+                return
             owner = next(iter(self._line))
             self._start(owner, self._line.pop(owner))
 

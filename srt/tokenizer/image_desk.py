@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, assert_never
+from typing import Any, Final, Protocol, assert_never
 
 import zmq
 
@@ -21,6 +21,9 @@ from srt.tokenizer.media import Fetcher
 from srt.tokenizer.tile_store import TileStore
 from srt.tokenizer.vocabulary import Vocabulary
 from srt.wire import Outbox
+
+JOBS_A_PROCESS: Final = 4
+"""Images that wait for an image process before the next request's are looked at."""
 
 Ready = tuple[Owner, tuple[Picture, ...]]
 Fault = tuple[Owner, ServingError]
@@ -136,7 +139,12 @@ class VisionDesk:
             Fetcher(server.media_domains, server.max_image_bytes, server.max_image_seconds),
             lambda: _Messenger(context, rundir),
         )
-        self._gallery = Gallery(self._pool, TileStore(files, TILE_BYTES), server.max_images_per_request)
+        self._gallery = Gallery(
+            self._pool,
+            TileStore(files, TILE_BYTES),
+            images_max=server.max_images_per_request,
+            jobs_max=JOBS_A_PROCESS * plan.image_processes,
+        )
 
     def begin(self, owner: Owner, images: Sequence[ImageSource]) -> None:
         """Make these images. Raises: ServingError if they are not served."""

@@ -16,13 +16,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class LoadReport:
-    """Tensors and bytes of the source by part of the model; only parts with parameters were read."""
+    """Tensors and bytes of the source by part of the model; parts without parameters are not in `read`."""
 
     tensors: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
 
-    def count(self, part: str, size: int) -> None:
+    def count(self, part: str, size: int, *, read: bool) -> None:
         """One more tensor of a part."""
+        if read:
+            self.read.add(part)
         self.tensors[part] = self.tensors.get(part, 0) + 1
         self.bytes[part] = self.bytes.get(part, 0) + size
 
@@ -42,7 +45,7 @@ def load(parameters: Parameters, book: RuleBook, source: Source, progress: Progr
             problems.append(f"unexpected tensor {name}" if not found else _ambiguous(name, found))
             continue
         claims[name] = found[0]
-        report.count(found[0].rule.part, size)
+        report.count(found[0].rule.part, size, read=found[0].target is not None)
         wanted_bytes += size if found[0].target is not None else 0
     done_bytes = 0
     tried: set[tuple[str, str]] = set()

@@ -188,8 +188,8 @@ def _named(picks: Picks) -> list[tuple[str, Pick]]:
 
 
 def _loaded(report: LoadReport) -> str:
-    """ "229.3 MB text; left on disk: mtp 47.6 MB"."""
-    sizes = {part: f"{size / 1e6:.1f} MB" for part, size in sorted(report.bytes.items())}
-    read = sizes.pop("text", "0 MB")
-    left = ", ".join(f"{part} {size}" for part, size in sizes.items())
-    return f"text {read}" + (f" (left on disk: {left})" if left else "")
+    """ "text 229.3 MB (left on disk: mtp 47.6 MB)"."""
+    sizes = {part: f"{part} {size / 1e6:.1f} MB" for part, size in sorted(report.bytes.items())}
+    read = ", ".join(text for part, text in sizes.items() if part in report.read)
+    left = ", ".join(text for part, text in sizes.items() if part not in report.read)
+    return f"{read} (left on disk: {left})" if left else read

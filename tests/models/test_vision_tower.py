@@ -14,9 +14,12 @@ from srt.configs.models import read_config, read_facts
 from srt.layers.parameter import nested
 from srt.models.registry import FAMILIES
 from srt.models.step3p7_vision import VisionTower, axial_rotation
+from srt.tokenizer.images import make_views
 from srt.weights.files import Shards
 from srt.weights.load import load
 from tests.support.checkpoints import write_checkpoint, write_golden
+from tests.support.pictures import ROOMY, STEP, file_of, picture
+from tests.tokenizer.test_layout import EXAMPLES
 
 ROUNDING = 6e-6
 """The vectors are printed with five decimals."""
@@ -104,6 +107,40 @@ def test_features_of_both_view_sizes_equal_hugging_face(nano: Path, truth: Any, 
         features = load_tower(nano).encode(views)
     assert features.shape[1] == tokens
     assert_close(features, reference(truth, views))
+
+
+@pytest.fixture(scope="module")
+def thin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Views as published, one narrow block: 91 crops are seen below."""
+    directory = tmp_path_factory.mktemp("thin")
+    return write_checkpoint(
+        directory, "nano", mtp=0, vision_width=32, vision_heads=2, vision_mlp=64, vision_layers=1, layers=2
+    )
+
+
+@pytest.fixture(scope="module")
+def thin_truth(thin: Path) -> Any:
+    from transformers import Step3p7ForConditionalGeneration
+
+    torch.set_num_threads(1)
+    return Step3p7ForConditionalGeneration.from_pretrained(str(thin), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("width", "height", "crops", "row_ends", "tokens"), EXAMPLES)
+def test_features_of_every_worked_example_equal_hugging_face(
+    thin: Path, thin_truth: Any, width: int, height: int, crops: int, row_ends: int, tokens: int
+) -> None:
+    made = make_views(file_of(picture(width, height)), STEP, ROOMY, "vendor")
+    tower = load_tower(thin)
+    features = 0
+    for views in (torch.from_numpy(made.crops), torch.from_numpy(made.view.copy())):
+        for start in range(0, len(views), 8):
+            some = views[start : start + 8]
+            with torch.inference_mode():
+                encoded = tower.encode(some)
+            assert_close(encoded, reference(thin_truth, some))
+            features += encoded.shape[0] * encoded.shape[1]
+    assert features == tokens - 2 * (crops + 1) - row_ends
 
 
 def test_names_of_transformers_load_to_the_same_tower(nano: Path, truth: Any, tmp_path: Path) -> None:
