@@ -12,9 +12,9 @@ When a row finds no page even after eviction, the youngest running request is re
 from __future__ import annotations
 
 from srt.cache.lease import Match
-from srt.cache.radix import window_pages
 from srt.messages import PageUpdate, RowStart, StepPlan
 from srt.scheduler.life import retract
+from srt.scheduler.outlook import Outlook
 from srt.scheduler.request import Phase, Request, Row, gap
 from srt.scheduler.state import Flight, Grant, SchedulerState
 
@@ -60,16 +60,12 @@ def grant(state: SchedulerState, draft: Draft, request: Request, row: Row, wante
     """Give a row as many of the wanted tokens as budget, chunk size and pages allow; maybe none."""
     count = min(wanted, draft.budget, state.limits.chunked_prefill_size)
     if count <= 0:
+        return  # the budget is spent
+    count = affordable(state, request, row, count)
+    if count <= 0:
+        draft.starved = True
         return
-    lease, size = row.lease, state.cache.page_size
-    if row.computed + count > lease.pages * size:
-        # A chunk leaves a page to each older row, which will need it soon and would else take it back by force.
-        older = state.running.index(request) if count > 1 else 0
-        count = min(count, (lease.pages + pages_for(state, request, older)) * size - row.computed)
-        if count <= 0:
-            draft.starved = True
-            return
-        state.cache.reserve(lease, row.computed + count)
+    state.cache.reserve(row.lease, row.computed + count)
     row.computed += count
     row.in_flight += 1
     emits = row.computed == request.known + row.pending < request.limit_tokens
@@ -78,19 +74,36 @@ def grant(state: SchedulerState, draft: Draft, request: Request, row: Row, wante
     draft.grants.append(Grant(request, row, count, emits))
 
 
-def pages_for(state: SchedulerState, request: Request, left_to_others: int) -> int:
-    """Pages that a row may take now. If there are none at all, the youngest request is retracted for it."""
-    while (room := state.cache.room()) == 0 and not state.draining:
+def affordable(state: SchedulerState, request: Request, row: Row, count: int) -> int:
+    """How many of `count` tokens have a page, or can get one now.
+
+    A chunk leaves a page to each older row, which will need it soon and would else take it back by force.
+    """
+    size = state.cache.page_size
+    slack = row.lease.pages * size - row.computed
+    if count <= slack:
+        return count
+    if slack == 0 and not find_page(state, request):
+        return 0
+    older = state.running.index(request) if count > 1 else 0
+    return min(count, slack + max(0, state.cache.room() - older) * size)
+
+
+def find_page(state: SchedulerState, request: Request) -> bool:
+    """Whether there is a page for a running row; if not, the youngest request is retracted for it.
+
+    The youngest itself waits until an older one ends or needs its pages. If it is alone and still finds none, then
+    copies of pages that others had committed are in its way: it is retracted, and finds those pages when it returns.
+    """
+    while state.cache.room() == 0 and not state.draining:
         victim = state.running[-1]
         if victim is not request:
             retract(state, victim)
-        elif len(state.running) == 1 and not state.flights:
-            # Alone and still without a page: copies of pages that others had committed are in the way.
-            retract(state, request)
-            return 0
         else:
-            return 0  # the youngest waits for an older one to end or to need its pages
-    return max(0, room - left_to_others)
+            if len(state.running) == 1 and not state.flights:
+                retract(state, request)
+            return False
+    return state.cache.room() > 0
 
 
 def admit_from_queue(state: SchedulerState, draft: Draft, now_ns: int) -> None:
@@ -99,21 +112,20 @@ def admit_from_queue(state: SchedulerState, draft: Draft, now_ns: int) -> None:
     if state.blocked == seen or draft.budget <= 0:
         return
     state.blocked = None
-    cache = state.cache
-    expected = [sum(to_come(state, request, group) for request in state.running) for group in range(len(cache.groups))]
+    outlook = Outlook(state)
     for request in state.queue.candidates(lambda request: cached_tokens(state, request)):
         if draft.budget <= 0 or not state.free_rows:
             return
         tokens = bytes(request.tokens)
-        match = cache.match(request.admit.namespace, tokens)
+        match = state.cache.match(request.admit.namespace, tokens)
         if step_aside(state, request, match, tokens):
             continue
-        if not fits(state, request, match, expected):
+        if not outlook.fits(request, match):
             state.blocked = (state.totals.departures, state.queue.changes)
             return
         row = start(state, request, match, tokens, now_ns)
         grant(state, draft, request, row, gap(request, row))
-        expected = [pages + to_come(state, request, group) for group, pages in enumerate(expected)]
+        outlook.add(request)
         if draft.starved:
             return
 
@@ -134,37 +146,6 @@ def step_aside(state: SchedulerState, request: Request, match: Match, tokens: by
         return False
     state.queue.park(request, lease, pages)
     return True
-
-
-def fits(state: SchedulerState, request: Request, match: Match, expected: list[int]) -> bool:
-    """Whether a request can start without the running ones, `expected` to need so many pages, being retracted for it.
-
-    Alone it always can: what could not was refused when it arrived.
-    """
-    if not state.rows:
-        return True
-    for group, pages in enumerate(expected):
-        held = len(match.path) if state.cache.groups[group].window is None else 0
-        needed = expected_pages(state, request, group) - held
-        if needed + pages > state.cache.available(group) - state.cache.idle_pages(match, group):
-            return False
-    return True
-
-
-def to_come(state: SchedulerState, request: Request, group: int) -> int:
-    """Pages that a running request is expected to take beyond those it holds."""
-    row = request.row
-    assert row is not None, "a running request has a row"
-    return max(0, expected_pages(state, request, group) - row.lease.held(group))
-
-
-def expected_pages(state: SchedulerState, request: Request, group: int) -> int:
-    """Pages that a request is expected to hold when it ends, at its most."""
-    size = state.cache.page_size
-    likely = request.prompt_tokens + int(state.share * (request.limit_tokens - request.prompt_tokens))
-    whole = -(-min(request.target, max(likely, request.known + size)) // size)
-    window = state.cache.groups[group].window
-    return whole if window is None else min(whole, window_pages(window, size) + 2)
 
 
 def start(state: SchedulerState, request: Request, match: Match, tokens: bytes, now_ns: int) -> Row:

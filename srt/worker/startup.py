@@ -111,13 +111,14 @@ def start(
 
     Raises: StartupError if the plan does not fit the checkpoint or the checkpoint does not fit the model.
     """
-    torch.set_num_threads(plan.worker_threads)
     dtype = DTYPES.get(plan.dtype)
     if dtype is None:
         raise StartupError(f"dtype {plan.dtype} is not supported, choose one of {', '.join(DTYPES)}")
     config = read_config(Path(plan.model.path))
     group = join_group(rank, plan.server.tp_size, rundir)
     picks = picks or pick_backends(plan.device.device, dtype, plan.worker_threads)
+    # Native kernels bring their own threads; waking torch's for its few small calls would cost more than it saves.
+    torch.set_num_threads(1 if picks.ops.key == "native" else plan.worker_threads)
     with torch.inference_mode(), torch.device(plan.device.device):
         tools = _toolkit(picks, plan, group, dtype)
         family = FAMILIES[config.model_type]

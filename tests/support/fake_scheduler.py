@@ -155,5 +155,7 @@ class FakeScheduler:
     def report(self, **changes: float) -> None:
         """Send gauges upwards."""
         pools = (GroupUsage("full", 1000, 900, 60, 40, 30), GroupUsage("sliding", 500, 450, 40, 10, 5))
-        stats = SchedulerStats(running=len(self.rows), queued=0, groups=pools, cache_queries_tokens=100, cache_hit_tokens=25)
+        stats = SchedulerStats(
+            running=len(self.rows), queued=0, groups=pools, cache_queries_tokens=100, cache_hit_tokens=25
+        )
         self.tokenizer.send(msgspec.structs.replace(stats, **changes))

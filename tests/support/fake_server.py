@@ -47,7 +47,10 @@ def child(role: str, arguments: tuple[Any, ...]) -> None:
             FakeScheduler(rundir, Behaviour(step_s=step_s)).run(lambda: beat.stopping)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = usage.ru_utime + usage.ru_stime
-    print(f"{role:<10} cpu {cpu_s:.2f} s of {time.perf_counter() - started:.1f} s, {usage.ru_maxrss >> 10} MiB", flush=True)
+    print(
+        f"{role:<10} cpu {cpu_s:.2f} s of {time.perf_counter() - started:.1f} s, {usage.ru_maxrss >> 10} MiB",
+        flush=True,
+    )
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ CHAT_TEMPLATE = """{{- bos_token -}}
 {%- for tool in tools -%}{{- tool | tojson -}}{{- '\\n' -}}{%- endfor -%}{{- '<|im_end|>\\n' -}}{%- endif -%}
 {%- if reasoning_effort is defined -%}{{- 'Reasoning: ' + reasoning_effort + '\\n' -}}{%- endif -%}
 {%- for message in messages -%}
-{%- if message.role == 'tool' and message.content == 'refuse' -%}{{- raise_exception('no such tool result') -}}{%- endif -%}
+{%- if message.content == 'refuse' -%}{{- raise_exception('no such tool result') -}}{%- endif -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
 {%- if message.reasoning_content -%}{{- '<think>' + message.reasoning_content + '</think>' -}}{%- endif -%}
 {%- if message.content is string -%}{{- message.content -}}
@@ -60,5 +60,7 @@ def write_tokenizer(directory: Path) -> Tokenizer:
     config = {"bos_token": "<|bos|>", "eos_token": {"content": "<|eos|>"}, "add_bos_token": False}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    (directory / "generation_config.json").write_text(json.dumps({"temperature": 0.7, "top_p": 0.9, "eos_token_id": [1]}))
+    (directory / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.7, "top_p": 0.9, "eos_token_id": [1]})
+    )
     return tokenizer

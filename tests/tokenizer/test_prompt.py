@@ -30,7 +30,8 @@ TRICKY_TEMPLATE = """
 [{{ message.role }}] {{ message.content | trim }}
     {% generation %}{{ eos_token }}{% endgeneration %}
 {% endfor %}
-{% set ns = namespace(n=0) %}{% for tool in tools or [] %}{% set ns.n = ns.n + 1 %}{{ tool | tojson(indent=2) }}{% endfor %}
+{% set ns = namespace(n=0) %}
+{% for tool in tools or [] %}{% set ns.n = ns.n + 1 %}{{ tool | tojson(indent=2) }}{% endfor %}
 {{ ns.n }} {{ {'ä<b>': 'é'} | tojson }} {{ strftime_now('%Y') | length }}
 {% if add_generation_prompt %}>>{% endif %}
 """
@@ -41,28 +42,34 @@ MESSAGES: list[dict[str, Any]] = [
     {"role": "user", "content": "<b>größer & 数</b>\n"},
     {"role": "assistant", "content": "ok"},
 ]
-TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {"ö": {}}}}}]
+TOOLS = [
+    {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {"ö": {}}}}}
+]
+
+
+def render_in_transformers(messages: list[dict[str, Any]], source: str, **kwargs: Any) -> str:
+    """What transformers makes of a conversation."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    variables: dict[str, Any] = {**SPECIALS, **kwargs}
+    rendered: Any = render_jinja_template([messages], chat_template=source, **variables)
+    text: str = rendered[0][0]
+    return text
 
 
 @pytest.mark.parametrize("source", [TRICKY_TEMPLATE, CHAT_TEMPLATE])
 @pytest.mark.parametrize("tools", [None, TOOLS])
 @pytest.mark.parametrize("generate", [True, False])
 def test_templates_render_as_in_transformers(source: str, tools: list[dict[str, Any]] | None, generate: bool) -> None:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    [theirs], _ = render_jinja_template(
-        [MESSAGES], tools=tools, chat_template=source, add_generation_prompt=generate, **SPECIALS
-    )
+    theirs = render_in_transformers(MESSAGES, source, tools=tools, add_generation_prompt=generate)
     assert ChatTemplate(source, SPECIALS).render(MESSAGES, tools, {"add_generation_prompt": generate}) == theirs
 
 
 @pytest.mark.parametrize("source", [TRICKY_TEMPLATE, CHAT_TEMPLATE])
 @pytest.mark.parametrize("final", ["The answer is", "ends in spaces  "])
 def test_a_continued_message_is_cut_as_in_transformers(source: str, final: str) -> None:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     messages = [*MESSAGES[:3], {"role": "assistant", "content": final}]
-    [theirs], _ = render_jinja_template([messages], chat_template=source, continue_final_message=True, **SPECIALS)
+    theirs = render_in_transformers(messages, source, continue_final_message=True)
     assert ChatTemplate(source, SPECIALS).render(messages, None, {"continue_final_message": True}) == theirs
 
 
@@ -109,7 +116,9 @@ def test_messages_are_brought_into_the_form_that_templates_expect(prompter: Prom
     call = {"function": {"name": "f", "arguments": '{"k": [1, "ü"]}'}}
     spoken = rendered(prompter, vocabulary, {"role": "assistant", "reasoning": "why", "tool_calls": [call]})
     assert "<think>why</think>k=[1, 'ü'];" in spoken
-    assert "Reasoning: low\n" in rendered(prompter, vocabulary, {"role": "user", "content": "x"}, reasoning_effort="low")
+    assert "Reasoning: low\n" in rendered(
+        prompter, vocabulary, {"role": "user", "content": "x"}, reasoning_effort="low"
+    )
 
 
 def test_parts_are_joined_for_a_template_that_wants_text(vocabulary: Vocabulary) -> None:
@@ -142,7 +151,9 @@ def test_without_a_template_a_chat_is_refused(vocabulary: Vocabulary) -> None:
 
 
 def test_a_text_that_is_far_too_long_is_refused_without_being_tokenized_whole(prompter: Prompter) -> None:
-    with pytest.raises(ServingError, match=r"1000000 characters and more than \d+ tokens, the context length is 128") as caught:
+    with pytest.raises(
+        ServingError, match=r"1000000 characters and more than \d+ tokens, the context length is 128"
+    ) as caught:
         prompter.packed_ids(TextPrompt("ab " * 333_333 + "x"))
     assert caught.value.code is ErrorCode.PROMPT_TOO_LONG
 
@@ -161,7 +172,9 @@ def test_what_a_request_leaves_open_comes_from_the_checkpoint_then_is_neutral() 
     sampling, stop = resolver(temperature=0.7, top_k=20, eos_token_id=[1]).resolve(SamplingParams(), 8)
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0.7, 20, 1.0, 0.0)
     assert (stop.max_new_tokens, stop.token_ids) == (CONTEXT - 8, (1, 2))
-    given = SamplingParams(temperature=1e-7, top_k=-1, seed=-3, stop_token_ids=(7, 1), min_new_tokens=2, ignore_eos=True)
+    given = SamplingParams(
+        temperature=1e-7, top_k=-1, seed=-3, stop_token_ids=(7, 1), min_new_tokens=2, ignore_eos=True
+    )
     sampling, stop = resolver(temperature=0.7).resolve(given, 8)
     assert (sampling.temperature, sampling.top_k, sampling.suppressed_ids) == (0.0, 0, (7, 1))
     assert sampling.seed >= 0
@@ -177,7 +190,9 @@ def test_seeds_that_nobody_gave_come_from_the_servers_seed() -> None:
 def test_an_implied_limit_shrinks_to_the_room_and_a_given_one_must_fit() -> None:
     assert resolver().resolve(SamplingParams(usual_new_tokens=128), 100)[1].max_new_tokens == 28
     assert resolver().resolve(SamplingParams(max_new_tokens=28), 100)[1].max_new_tokens == 28
-    with pytest.raises(ServingError, match="29 new tokens after a prompt of 100 tokens make 129; the context length is 128"):
+    with pytest.raises(
+        ServingError, match="29 new tokens after a prompt of 100 tokens make 129; the context length is 128"
+    ):
         resolver().resolve(SamplingParams(max_new_tokens=29), 100)
     with pytest.raises(ServingError, match="the prompt has 128 tokens; the context length is 128"):
         resolver().resolve(SamplingParams(), 128)

@@ -47,8 +47,12 @@ def test_opening_tokens_are_those_of_transformers(tmp_path: Path, opening: str, 
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     ours = Vocabulary(tmp_path)
     assert ours.encode("hello world", add_special_tokens=True) == theirs.encode("hello world")
-    assert ours.encode("hello world", add_special_tokens=False) == theirs.encode("hello world", add_special_tokens=False)
-    assert ours.encode("x", add_special_tokens=True)[0] == (0 if opening else ours.encode("x", add_special_tokens=False)[0])
+    assert ours.encode("hello world", add_special_tokens=False) == theirs.encode(
+        "hello world", add_special_tokens=False
+    )
+    assert ours.encode("x", add_special_tokens=True)[0] == (
+        0 if opening else ours.encode("x", add_special_tokens=False)[0]
+    )
 
 
 def test_a_tokenizer_without_the_byte_level_decoder_is_refused_with_its_name(tmp_path: Path) -> None:

@@ -47,7 +47,6 @@ class CpuExperts:
         shared: PackedExperts,
         shared_limit: float | None,
     ) -> Tensor:
-        """`run` plus an expert that every token uses with weight 1; `shared` is packed as a layer of one expert."""
         call = self._call(hidden, choice, experts, limit)
         call.shared_width = shared.width
         call.shared_limit = math.inf if shared_limit is None else shared_limit

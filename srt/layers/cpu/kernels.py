@@ -89,7 +89,6 @@ SIGNATURES: Final[dict[str, tuple[Any, ...]]] = {
     "srt_store": (POINTER(StoreCall), c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p),
     "srt_attend": (POINTER(AttendCall), POINTER(AttendBatch), c_void_p, c_void_p, c_int64, c_void_p),
     "srt_moe": (POINTER(MoeCall), c_void_p, c_int64, c_void_p, c_void_p, c_int, c_void_p),
-    "srt_choose": (c_void_p, c_int64, c_int, c_void_p, c_int, c_int, c_float, c_void_p, c_void_p),
     "srt_route": (
         c_int,
         c_void_p,

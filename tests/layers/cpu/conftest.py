@@ -26,4 +26,5 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
+    torch.set_num_threads(1)
     torch.manual_seed(20240607)

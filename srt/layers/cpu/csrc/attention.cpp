@@ -95,9 +95,6 @@ inline void transpose(__m512i (&r)[16]) {
 }
 #endif
 
-// Where the keys (or values) of a block are: one pointer a key, null where the block has none to show.
-template <class T> using KeyRows = const T* [kKeys];
-
 // Sixteen keys as columns [words][32] (the panel's left or right half).
 template <class T> inline void pack_keys(const T* const* rows, int words, uint32_t* panel) {
 #if SRT_AVX512
@@ -169,6 +166,26 @@ template <class T> struct Pool {
     const int32_t* tables;
     int64_t table_stride;
     int page_size;
+
+    // Calls use(position, element) for positions [first, last): where a head's key and value begin in k and v.
+    template <class Use> void locate(const int32_t* table, Heads heads, int head, int first, int last, Use&& use) const {
+        const int64_t token = static_cast<int64_t>(heads.kv) * heads.dim;
+        int page = first / page_size, offset = first % page_size;
+        for (int j = first; j < last; ++page, offset = 0) {
+            int64_t at = (static_cast<int64_t>(table[page]) * page_size + offset) * token + head * heads.dim;
+            for (const int end = at_most(last, j + page_size - offset); j < end; ++j, at += token) use(j, at);
+        }
+    }
+
+    // Asks the memory for the keys and values at positions [first, last) of a head.
+    void prefetch(const int32_t* table, Heads heads, int head, int first, int last) const {
+        locate(table, heads, head, first, last, [&](int, int64_t at) {
+            for (int i = 0; i < heads.dim; i += 64 / static_cast<int>(sizeof(T))) {
+                __builtin_prefetch(k + at + i);
+                __builtin_prefetch(v + at + i);
+            }
+        });
+    }
 };
 
 // The state of a task: (query, head) rows of one sequence and one kv head.
@@ -251,12 +268,10 @@ template <class T>
 void add_keys(Block<T>& b, const Pool<T>& pool, const int32_t* table, Heads heads, int head, int start, int first, int last,
               int window, float scale) {
     const T *keys[kKeys] = {}, *values[kKeys] = {};
-    for (int j = first; j < last; ++j) {
-        const int64_t slot = static_cast<int64_t>(table[j / pool.page_size]) * pool.page_size + j % pool.page_size;
-        const int64_t at = (slot * heads.kv + head) * heads.dim;
+    pool.locate(table, heads, head, first, last, [&](int j, int64_t at) {
         keys[j - start] = pool.k + at;
         values[j - start] = pool.v + at;
-    }
+    });
     const int count = last - start, panels = blocks_of(count, kPanel);
     for (int j = 0; j < panels * kPanel; j += 16)
         pack_keys(keys + j, b.words, b.keys + (j / kPanel) * b.words * kPanel + j % kPanel);
@@ -297,8 +312,11 @@ void attend_block(const Work& work, int head, const T* q, const T* gates, int64_
     const int end = work.position + work.queries;
     const int begin = window > 0 ? at_least(0, work.position - window + 1) : 0;
     const int32_t* table = pool.tables + work.row * pool.table_stride;
-    for (int start = begin / kKeys * kKeys; start < end; start += kKeys)
-        add_keys(b, pool, table, heads, head, start, at_least(start, begin), at_most(start + kKeys, end), window, scale);
+    for (int start = begin / kKeys * kKeys; start < end; start += kKeys) {
+        const int next = start + kKeys;
+        if (next < end) pool.prefetch(table, heads, head, next, at_most(next + kKeys, end));
+        add_keys(b, pool, table, heads, head, start, at_least(start, begin), at_most(next, end), window, scale);
+    }
     for (int r = 0; r < b.rows; ++r) {
         const int64_t token = work.first_query + r / group;
         const int query_head = head * group + r % group;

@@ -95,15 +95,6 @@ template <class T> int64_t argmax(const T* x, int n) {
 
 using namespace srt;
 
-SRT_API void srt_choose(const float* logits, int64_t stride, int n, const float* bias, int experts, int chosen, float factor,
-                        int32_t* ids, float* weights) {
-    thread_local Scratch scratch;
-    float* scores = scratch.reserve<float>(2 * static_cast<size_t>(experts));
-    for (int r = 0; r < n; ++r)
-        choose(logits + r * stride, bias, experts, chosen, factor, scores, scores + experts, ids + static_cast<int64_t>(r) * chosen,
-               weights + static_cast<int64_t>(r) * chosen);
-}
-
 SRT_API void srt_route(int dtype, const void* x, int64_t stride, int n, int hidden, const uint32_t* packed, const float* bias,
                        int experts, int chosen, float factor, int32_t* ids, float* weights) {
     with_type(dtype, x, [&](auto* from) { route(from, stride, n, hidden, packed, bias, experts, chosen, factor, ids, weights); });
