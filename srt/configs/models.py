@@ -42,7 +42,8 @@ def read_config(directory: Path) -> Step3p7Config:
     reader = READERS.get(model_type)
     if reader is None:
         raise StartupError(f"config.json.model_type is {model_type!r}, supported are {', '.join(sorted(READERS))}")
-    return reader(section)
+    extra = directory / "hf_quant_config.json"
+    return reader(section, read_json(extra) if extra.is_file() else None)
 
 
 def read_facts(directory: Path) -> ModelFacts:

@@ -34,6 +34,9 @@ class AttentionSpec:
     rope: Tensor
     """[positions, rotary_dim] float32: cosines, then sines."""
     eps: float
+    k_scale: Tensor
+    """[] float32: with KV memory in FP8, a stored key stands for code * k_scale. 1 where no checkpoint says so."""
+    v_scale: Tensor
 
 
 class AttentionBackend(Protocol):
@@ -48,6 +51,7 @@ class AttentionBackend(Protocol):
 
         Shapes: qkv [T, (Hq + 2 Hkv) * D], rows may be strided; q [T, Hq, D].
         q and k are normalised over D (float32, gain 1 + weight) before the first R dimensions are rotated.
+        KV memory of dtype float8_e4m3fn gets codes of k / k_scale and v / v_scale, saturated at 448.
         """
         ...
 

@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from srt.layers.moe.contract import PackedExperts
+from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
 from srt.layers.ops import Choice, TorchOps
+from srt.layers.quant.contract import StoredWeight, WeightFormat
 
 
 class ReferenceExperts:
-    """The truth for the other runners. Weighted outputs are summed in float32 and rounded once."""
+    """The truth for the other runners, in any weight format. Weighted outputs are summed in float32, rounded once.
 
-    def pack(self, gate_up: Tensor, down: Tensor) -> PackedExperts:
-        return PackedExperts(gate_up, down, gate_up.shape[0], down.shape[2])
+    With `coded`, activations are encoded as a kernel that multiplies codes would do it (FP8 by FP8, NVFP4 by
+    NVFP4); without, they are used as they are and the weights are exactly what their codes stand for.
+    """
 
-    def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts, limit: float | None) -> Tensor:
-        ops = TorchOps()
+    width_multiple = 1
+
+    def __init__(self, weights: WeightFormat, coded: bool = False) -> None:
+        self.weights = weights
+        self._matmul = weights.matmul_coded if coded else weights.matmul
+
+    def refuses(self, shape: ExpertShape) -> str | None:
+        return None
+
+    def pack(self, experts: StoredExperts, shape: ExpertShape) -> PackedExperts:
+        tensors = {f"gate_up.{key}": tensor for key, tensor in experts.gate_up.tensors.items()}
+        return PackedExperts(shape, tensors | {f"down.{key}": tensor for key, tensor in experts.down.tensors.items()})
+
+    def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
+        ops, shape = TorchOps(), experts.shape
         total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
-        for expert in choice.ids.unique().tolist():
+        for expert in range(shape.experts):
             tokens, place = (choice.ids == expert).nonzero(as_tuple=True)
-            gate_up = functional.linear(hidden[tokens], experts.gate_up[expert])
-            down = functional.linear(ops.gated_silu(gate_up, limit), experts.down[expert])
-            total.index_add_(0, tokens, down.float() * choice.weights[tokens, place, None])
+            if len(tokens):
+                gate_up = self._matmul(hidden[tokens], self._weight(experts, "gate_up", expert))
+                down = self._matmul(ops.gated_silu(gate_up, shape.limit), self._weight(experts, "down", expert))
+                total.index_add_(0, tokens, down.float() * choice.weights[tokens, place, None])
         return total.to(hidden.dtype)
+
+    def _weight(self, experts: PackedExperts, name: str, expert: int) -> StoredWeight:
+        """One expert's matrix. Scales of the activations stay whole: they belong to the layer."""
+        shape, limits = experts.shape, self.weights.layer_wide
+        rows, columns = (2 * shape.width, shape.hidden) if name == "gate_up" else (shape.hidden, shape.width)
+        tensors = {
+            key: experts.tensors[f"{name}.{key}"] if key in limits else experts.tensors[f"{name}.{key}"][expert]
+            for key in self.weights.grids()
+        }
+        return StoredWeight((rows, columns), tensors)

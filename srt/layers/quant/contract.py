@@ -71,6 +71,11 @@ class WeightFormat(Protocol):
         """The same for input columns."""
         ...
 
+    @property
+    def layer_wide(self) -> frozenset[str]:
+        """Tensors that say something of the activations, hence of all experts of a layer together."""
+        ...
+
     def grids(self) -> Mapping[str, Grid]:
         """Every tensor that is stored for a weight, the main one first."""
         ...

@@ -26,6 +26,7 @@ class Fp8Blocks:
     name = "fp8"
     split_rows = BLOCK
     split_columns = BLOCK
+    layer_wide: frozenset[str] = frozenset()
 
     def grids(self) -> Mapping[str, Grid]:
         return {WEIGHT: Grid(E4M3, 1, 1), BLOCK_SCALE: Grid(torch.float32, BLOCK, BLOCK)}

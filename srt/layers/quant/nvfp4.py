@@ -38,6 +38,7 @@ class Nvfp4:
 
     split_rows = 1
     split_columns = GROUP
+    layer_wide = frozenset({INPUT_SCALE})
 
     def __init__(self, inputs: bool = True) -> None:
         self.inputs = inputs

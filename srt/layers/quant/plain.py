@@ -18,6 +18,7 @@ class Plain:
 
     split_rows = 1
     split_columns = 1
+    layer_wide: frozenset[str] = frozenset()
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
         self.dtype = dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_each_e4m3_number_encodes_to_its_own_byte() -> None:
 
 
 def test_an_e4m3_tie_goes_to_the_even_byte_and_a_hair_beyond_it_goes_to_the_nearer_one() -> None:
-    for (low, low_byte), (high, high_byte) in zip(POSITIVE, POSITIVE[1:], strict=False):
+    for (low, low_byte), (high, high_byte) in pairwise(POSITIVE):
         middle = float((low + high) / 2)
         even = low_byte if low_byte % 2 == 0 else high_byte
         tie = torch.tensor(middle)
@@ -82,7 +83,7 @@ def test_an_e2m1_tie_goes_where_the_format_says_on_both_sides_of_zero(value: flo
 
 
 def test_a_hair_beside_an_e2m1_tie_goes_to_the_nearer_number() -> None:
-    for low, high in zip(E2M1_MAGNITUDES, E2M1_MAGNITUDES[1:], strict=False):
+    for low, high in pairwise(E2M1_MAGNITUDES):
         tie = torch.tensor((low + high) / 2)
         beside = torch.stack([torch.nextafter(tie, torch.tensor(end)) for end in (-9.0, 9.0)])
         assert decode_e2m1(encode_e2m1(beside)).tolist() == [low, high]
