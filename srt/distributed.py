@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_gloo: Final[Any] = dist
+"""torch's type stubs leave out the process group classes."""
 COLLECTIVE_TIMEOUT_S = 300.0
 """A rank that waits this long for another fails; the supervisor notices a lost rank long before."""
 
@@ -40,11 +43,11 @@ class GlooGroup(TensorGroup):
     def __init__(self, rank: int, size: int, meeting: Path) -> None:
         """Join the group; returns when all `size` ranks have. `meeting` is a file in a private directory."""
         self.rank, self.size = rank, size
-        options = dist.ProcessGroupGloo._Options()
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+        options = _gloo.ProcessGroupGloo._Options()
+        options._devices = [_gloo.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
         options._timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
-        store = dist.FileStore(str(meeting), size)
-        self._group = dist.ProcessGroupGloo(store, rank, size, options)
+        store = _gloo.FileStore(str(meeting), size)
+        self._group = _gloo.ProcessGroupGloo(store, rank, size, options)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over ranks, in place; equal bits on all ranks."""

@@ -46,11 +46,12 @@ def read_config(directory: Path) -> Step3p7Config:
     return reader(section, read_json(extra) if extra.is_file() else None)
 
 
-def read_facts(directory: Path) -> ModelFacts:
+def read_facts(directory: Path, *, with_weights: bool = True) -> ModelFacts:
     """What the processes without torch need to know of the checkpoint in `directory`.
 
     End-of-sequence ids are those of config.json and generation_config.json together: releases list different
-    ones in the two, and each of them ends a turn.
+    ones in the two, and each of them ends a turn. Without `with_weights` the shards are not looked at, as random
+    weights need none.
     Raises: StartupError as `read_config`; also if no shard is there.
     """
     config = read_config(directory)
@@ -59,7 +60,7 @@ def read_facts(directory: Path) -> ModelFacts:
     if generation.is_file():
         eos += read_json(generation).integers("eos_token_id")
     weight_bytes = {"text": 0, "mtp": 0, "vision": 0}
-    for _, entry in all_entries(directory):
+    for _, entry in all_entries(directory) if with_weights else ():
         weight_bytes[part_of(entry.name, config.text.main_layers)] += entry.bytes
     return ModelFacts(
         path=str(directory),

@@ -105,10 +105,12 @@ class Section:
     def numbers(self, name: str) -> list[float]:
         """One number or a list of them; empty where the key is absent or null."""
         _, value = self._find((name,))
-        listed = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in listed):
-            raise self.wrong(name, value, "a number or a list of them")
-        return [float(item) for item in listed]
+        numbers: list[float] = []
+        for item in [] if value is None else value if isinstance(value, list) else [value]:
+            if isinstance(item, bool) or not isinstance(item, (int, float)):
+                raise self.wrong(name, value, "a number or a list of them")
+            numbers.append(float(item))
+        return numbers
 
     def numbers_or_nulls(self, name: str) -> list[float | None] | None:
         """A list of numbers and nulls, or None where the key is absent or null."""

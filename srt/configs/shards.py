@@ -77,5 +77,3 @@ def all_entries(directory: Path) -> Iterator[tuple[Path, TensorEntry]]:
     for path in shard_paths(directory):
         for entry in read_header(path):
             yield path, entry
-
-

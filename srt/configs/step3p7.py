@@ -292,8 +292,8 @@ def _moe_layers(text: Section, main: int) -> set[int]:
 
 def _limits(text: Section, counts: _Layers, name: str) -> list[float | None]:
     """Clamps of each layer; 0 and null both mean none."""
-    spread = counts.spread(name, text.numbers_or_nulls(name) or [None] * counts.main, None)
-    return [limit or None for limit in spread]
+    listed: list[float | None] = text.numbers_or_nulls(name) or [None] * counts.main
+    return [limit or None for limit in counts.spread(name, listed, None)]
 
 
 def _moe(text: Section) -> MoeConfig:

@@ -37,9 +37,7 @@ class Block:
         else:
             self._network = Mlp(hidden, config.intermediate_size, layer.shared_limit, tools)
 
-    def __call__(
-        self, x: Tensor, residual: Tensor | None, kv: KVLayer, batch: ForwardBatch
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, residual: Tensor | None, kv: KVLayer, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """(x, residual) -> (x, residual), all [T, H]; the residual stream is their sum, `None` counts as zero."""
         if residual is None:
             residual, x = x, self._attention_norm(x)
@@ -73,9 +71,7 @@ class Step3p7Text:
             if layer.rope not in ropes:
                 ropes[layer.rope] = rope_table(layer.rope, tools.positions)
         groups = {index: number for number, group in enumerate(config.kv_groups()) for index in group.layers}
-        self.blocks = [
-            Block(layer, config, ropes[layer.rope], groups[layer.index], tools) for layer in config.layers
-        ]
+        self.blocks = [Block(layer, config, ropes[layer.rope], groups[layer.index], tools) for layer in config.layers]
         self._norm = Norm(tools.ops, config.hidden_size, config.norm_eps, tools.dtype)
         self._head = Head(tools.linear, tools.group, tools.dtype, config.vocab_size, config.hidden_size)
 

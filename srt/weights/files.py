@@ -119,7 +119,7 @@ class RandomWeights:
             yield Item(listed.name, listed.bytes, lambda listed=listed: self._draw(listed))  # type: ignore[misc]
 
     def _draw(self, listed: Listed) -> Tensor:
-        generator = torch.Generator().manual_seed(self._seed << 32 | zlib.crc32(listed.name.encode()))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {listed.name}".encode()))
         if listed.dtype == torch.uint8:
             return torch.randint(0, 256, listed.shape, dtype=torch.uint8, generator=generator)
         if "scale" in listed.name:

@@ -20,7 +20,7 @@ class Runner:
     """Obeys plans in the order of their numbers. Every rank has one and samples the same tokens."""
 
     def __init__(self, model: LanguageModel, kv: Sequence[KVLayer], rows: Rows, ops: Ops) -> None:
-        self._model, self._kv, self._rows, self._ops = model, kv, rows, ops
+        self.model, self.kv, self.rows, self.ops = model, kv, rows, ops
         self._last_step: int | None = None
 
     def step(self, plan: StepPlan) -> StepResult:
@@ -34,20 +34,20 @@ class Runner:
             raise ProcessLost(f"plan {plan.step} came after plan {self._last_step}, expected {self._last_step + 1}")
         self._last_step = plan.step
         with torch.inference_mode():
-            self._rows.apply(plan)
+            self.rows.apply(plan)
             token_ids = self._compute(plan) if plan.rows else []
         elapsed_us = (time.perf_counter_ns() - started) // 1_000
         return StepResult(plan.step, token_ids, [1] * len(token_ids), elapsed_us)
 
     def _compute(self, plan: StepPlan) -> list[int]:
-        batch = self._rows.batch(plan)
-        hidden = self._model.forward(batch, self._kv)
+        batch = self.rows.batch(plan)
+        hidden = self.model.forward(batch, self.kv)
         if not any(plan.emits):
-            self._rows.advance(plan, None)
+            self.rows.advance(plan, None)
             return []
-        logits = self._model.logits(_wanted(hidden, batch))
-        sampled = sample(logits, self._rows.sampling(plan), self._ops)
-        self._rows.advance(plan, sampled)
+        logits = self.model.logits(_wanted(hidden, batch))
+        sampled = sample(logits, self.rows.sampling(plan), self.ops)
+        self.rows.advance(plan, sampled)
         token_ids: list[int] = sampled.tolist()
         return token_ids
 

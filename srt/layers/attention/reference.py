@@ -21,7 +21,7 @@ class ReferenceAttention:
 
     def store(self, qkv: Tensor, spec: AttentionSpec, kv: KVLayer, batch: ForwardBatch) -> Tensor:
         heads = qkv.view(qkv.shape[0], -1, spec.head_dim)
-        q, k, v = heads.split([spec.q_heads, spec.kv_heads, spec.kv_heads], dim=1)
+        q, k, v = torch.split(heads, [spec.q_heads, spec.kv_heads, spec.kv_heads], dim=1)
         rows = spec.rope[batch.positions]
         ops, eps = TorchOps(), spec.eps
         q = rotate(ops.rms_norm(q, spec.q_norm, eps).float(), rows).to(qkv.dtype)

@@ -33,12 +33,12 @@ class ReferenceExperts:
     def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         ops, shape = TorchOps(), experts.shape
         total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
-        for expert in range(shape.experts):
+        counts = torch.bincount(choice.ids.flatten(), minlength=shape.experts)[: shape.experts]
+        for expert in counts.nonzero()[:, 0].tolist():
             tokens, place = (choice.ids == expert).nonzero(as_tuple=True)
-            if len(tokens):
-                gate_up = self._matmul(hidden[tokens], self._weight(experts, "gate_up", expert))
-                down = self._matmul(ops.gated_silu(gate_up, shape.limit), self._weight(experts, "down", expert))
-                total.index_add_(0, tokens, down.float() * choice.weights[tokens, place, None])
+            gate_up = self._matmul(hidden[tokens], self._weight(experts, "gate_up", expert))
+            down = self._matmul(ops.gated_silu(gate_up, shape.limit), self._weight(experts, "down", expert))
+            total.index_add_(0, tokens, down.float() * choice.weights[tokens, place, None])
         return total.to(hidden.dtype)
 
     def _weight(self, experts: PackedExperts, name: str, expert: int) -> StoredWeight:

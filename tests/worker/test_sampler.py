@@ -1,0 +1,134 @@
+"""Sampling: what the filters keep, and that a draw depends on nothing but the row's own logits, seed and position."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from srt.errors import ProcessLost
+from srt.layers.ops import TorchOps
+from srt.worker.sampler import SamplingColumns, sample, uniform
+
+DRAWS = 4000
+
+
+def columns(rows: int, **given_columns: Any) -> SamplingColumns:
+    """Neutral settings for `rows` rows, seed 0, positions 0, 1, 2, ..., with some of them replaced."""
+    values: dict[str, Any] = {
+        "temperature": np.ones(rows), "top_k": np.zeros(rows, np.int64), "top_p": np.ones(rows),
+        "min_p": np.zeros(rows), "seed": np.zeros(rows, np.uint64), "position": np.arange(rows),
+    }  # fmt: skip
+    for name, value in given_columns.items():
+        values[name] = value if name == "suppressed" else np.broadcast_to(value, rows).astype(values[name].dtype)
+    return SamplingColumns(**values)
+
+
+def draw(logits: Tensor, **given_columns: Any) -> list[int]:
+    """One token a row."""
+    tokens: list[int] = sample(logits.clone(), columns(len(logits), **given_columns), TorchOps()).tolist()
+    return tokens
+
+
+def shares(probabilities: list[float], **given_columns: Any) -> dict[int, float]:
+    """How often each token is drawn from one distribution."""
+    logits = torch.tensor(probabilities).log().repeat(DRAWS, 1)
+    return {token: count / DRAWS for token, count in sorted(Counter(draw(logits, **given_columns)).items())}
+
+
+def test_temperature_zero_takes_the_largest_logit_and_the_lowest_id_among_equals() -> None:
+    logits = torch.tensor([[0.0, 3.0, 3.0], [5.0, 1.0, 2.0]])
+    assert draw(logits, temperature=0.0) == [1, 0]
+
+
+def test_draws_follow_the_softmax() -> None:
+    assert shares([0.5, 0.3, 0.15, 0.05]) == pytest.approx({0: 0.5, 1: 0.3, 2: 0.15, 3: 0.05}, abs=0.03)
+
+
+def test_a_higher_temperature_flattens() -> None:
+    root = np.sqrt([0.5, 0.3, 0.15, 0.05])
+    expected = dict(enumerate(root / root.sum()))
+    assert shares([0.5, 0.3, 0.15, 0.05], temperature=2.0) == pytest.approx(expected, abs=0.03)
+
+
+def test_top_k_keeps_the_largest_and_the_lowest_ids_among_equals() -> None:
+    assert set(shares([0.2, 0.4, 0.2, 0.2], top_k=2)) == {0, 1}
+
+
+def test_top_p_keeps_the_fewest_that_reach_its_share() -> None:
+    assert shares([0.5, 0.3, 0.15, 0.05], top_p=0.7) == pytest.approx({0: 0.625, 1: 0.375}, abs=0.03)
+
+
+def test_top_p_counts_the_share_of_what_top_k_kept() -> None:
+    assert set(shares([0.4, 0.3, 0.2, 0.1], top_k=2, top_p=0.56)) == {0}
+    assert set(shares([0.4, 0.3, 0.2, 0.1], top_p=0.56)) == {0, 1}
+
+
+def test_min_p_is_a_share_of_the_largest_probability() -> None:
+    assert set(shares([0.5, 0.3, 0.15, 0.05], min_p=0.29)) == {0, 1, 2}
+
+
+def test_the_most_probable_token_survives_every_filter() -> None:
+    assert shares([0.3, 0.4, 0.3], top_p=1e-9, min_p=1.0, top_k=1) == {1: 1.0}
+
+
+def test_suppressed_ids_are_never_drawn() -> None:
+    assert draw(torch.tensor([[9.0, 1.0, 2.0]]), temperature=0.0, suppressed=[(0, (0,))]) == [2]
+    logits = torch.tensor([[9.0, 1.0, 2.0]]).repeat(200, 1)
+    assert 0 not in draw(logits, suppressed=[(row, (0,)) for row in range(200)])
+
+
+def test_huge_logits_over_tiny_temperatures_do_not_overflow() -> None:
+    assert draw(torch.tensor([[3e38, -3e38, 0.0]]), temperature=2e-6) == [0]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_with_a_logit_that_is_not_finite_is_a_fault(bad: float, temperature: float) -> None:
+    logits = torch.zeros(3, 5)
+    logits[1, 2] = bad
+    with pytest.raises(ProcessLost, match=r"1 of 3 sampled rows are not finite: rows \[1\]"):
+        draw(logits, temperature=temperature)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_draw_does_not_depend_on_the_rows_beside_it(data: st.DataObject) -> None:
+    rows = data.draw(st.integers(2, 6))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    logits = torch.randn(rows, 50, generator=generator)
+
+    def each(values: st.SearchStrategy[Any]) -> np.ndarray[Any, Any]:
+        return np.array(data.draw(st.lists(values, min_size=rows, max_size=rows)))
+
+    settings_of_rows = {
+        "temperature": each(st.sampled_from([0.0, 0.7, 1.0])),
+        "top_k": each(st.sampled_from([0, 1, 5, 49, 50, 1000])),
+        "top_p": each(st.sampled_from([0.1, 0.9, 1.0])),
+        "min_p": each(st.sampled_from([0.0, 0.2])),
+        "seed": each(st.integers(0, 2**63 - 1)).astype(np.uint64),
+        "position": each(st.integers(0, 10_000)),
+    }
+    together = draw(logits, **settings_of_rows)
+    alone = [
+        draw(logits[row : row + 1], **{name: values[row : row + 1] for name, values in settings_of_rows.items()})[0]
+        for row in range(rows)
+    ]
+    assert together == alone
+
+
+def test_noise_differs_by_seed_and_by_position_and_is_spread_evenly() -> None:
+    positions = np.arange(2000)
+    numbers = np.stack([uniform(np.full(2000, seed, np.uint64), positions) for seed in range(20)])
+    assert len(np.unique(numbers)) == numbers.size
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert np.histogram(numbers, bins=10, range=(0, 1))[0] == pytest.approx([4000] * 10, rel=0.06)
+    assert abs(np.corrcoef(numbers[0], numbers[1])[0, 1]) < 0.1
+    assert abs(np.corrcoef(numbers[0, :-1], numbers[0, 1:])[0, 1]) < 0.1
