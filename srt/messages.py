@@ -2,7 +2,7 @@
 
     api ──Generate·Cancel·Call──▶ tokenizer ──Admit·Abort·StopMatched·Call──▶ scheduler ──StepPlan──▶ worker × tp
     api ◀─Deltas·Failed·Reply─── tokenizer ◀─Emitted·Failed·Reply─────────── scheduler ◀─StepResult── worker 0
-    every process ──Ready·Fatal──▶ launch
+    every process ──Ready·Fatal──▶ launch ──ServerReady──▶ api
 
 Messages are frozen, keyed msgspec structs; the union of an edge is its protocol, decoded by type and closed
 by `assert_never` in the one `match` of the receiving process. Commands are verbs, facts are nouns or
@@ -77,9 +77,12 @@ class SamplingParams(Message, frozen=True):
     """What a client asked for, checked for type and range, before anything about the model is known.
 
     `None` means: not given; the tokenizer fills in the checkpoint's generation_config or the neutral value.
+    `max_new_tokens` must fit behind the prompt. Where it is not given, `usual_new_tokens` is cut to the room that
+    is left; without that either, all the room is used.
     """
 
     max_new_tokens: int | None = None
+    usual_new_tokens: int | None = None
     min_new_tokens: int = 0
     temperature: float | None = None
     top_k: int | None = None
@@ -104,6 +107,8 @@ class Generate(Message, frozen=True):
     sampling: SamplingParams
     stream: bool = False
     namespace: str = ""
+    received_ns: int = 0
+    """`time.monotonic_ns()` when the API process took the request."""
 
 
 class Cancel(Message, frozen=True):
@@ -382,8 +387,14 @@ class Fatal(Message, frozen=True):
     text: str
 
 
-ToTokenizer = Generate | Cancel | Tokenize | Detokenize | FlushCache | AbortAll | Emitted | Failed | Done | SchedulerStats
+class ServerReady(Message, frozen=True):
+    """Every process has said `Ready`: the API process may take requests. From launch to api."""
+
+
+ToTokenizer = (
+    Generate | Cancel | Tokenize | Detokenize | FlushCache | AbortAll | Emitted | Failed | Done | SchedulerStats
+)
 ToScheduler = Admit | Abort | StopMatched | FlushCache | AbortAll | StepResult | WorkerFault
 ToWorker = StepPlan
-ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats
+ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats | ServerReady
 ToLaunch = Ready | Progress | Fatal

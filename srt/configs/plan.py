@@ -49,7 +49,11 @@ class DeviceFacts(msgspec.Struct, frozen=True):
     device: str
     name: str
     memory_bytes: int
+    """Memory that this server may fill: what is free now, within the limit of its control group."""
     cores: int
+    """Cores that this server may use at the same time."""
+    cuda_devices: int = 0
+    """NVIDIA devices that are there, used or not."""
 
 
 class GroupPlan(msgspec.Struct, frozen=True):
@@ -59,6 +63,7 @@ class GroupPlan(msgspec.Struct, frozen=True):
     layers: tuple[int, ...]
     window: int | None
     kv_heads: int
+    """KV heads over all ranks."""
     head_dim: int
     pages: int
     """Pages that can be given out; the pool has one more, the null page."""

@@ -1,37 +1,265 @@
-"""What a user may set. Raw: `resolve` turns it, the checkpoint and the device into a `RuntimePlan`."""
+"""What a user may set: one table of fields from which flags, `--help` and docs/options.md are made.
+
+Raw: `resolve` turns it, the checkpoint and the device into a `RuntimePlan`. The two API keys are no fields of it:
+they never enter a plan file, a log line or a process list (see srt/configs/arguments.py).
+"""
 
 from __future__ import annotations
 
+from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
+
 import msgspec
+
+MODEL: Final = "Model"
+NETWORK: Final = "Network"
+LIMITS: Final = "Limits"
+MEMORY: Final = "KV memory and batching"
+EXECUTION: Final = "Execution"
+LOGGING: Final = "Logging"
+
+
+class Option(msgspec.Struct, frozen=True):
+    """How one field looks to a user. Bounds are inclusive and in `unit`."""
+
+    group: str
+    help: str
+    unit: str = ""
+    aliases: tuple[str, ...] = ()
+    peer_names: tuple[str, ...] = ()
+    """What other servers call it: accepted with a one-line notice."""
+    choices: tuple[str, ...] = ()
+    beyond: str = ""
+    """Why other choices, which users of other servers know, are refused."""
+    minimum: float | None = None
+    maximum: float | None = None
+    unset: str = ""
+    """What holds when the user says nothing and the default is None."""
 
 
 class ServerConfig(msgspec.Struct, frozen=True):
     """Options of `server launch`, one field each; "auto" is resolved at start-up and printed with the reason."""
 
-    model_path: str
-    host: str = "127.0.0.1"
-    port: int = 30000
-    tp_size: int = 1
-    context_length: int | None = None
-    served_model_name: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    load_format: str = "auto"
-    chat_template: str | None = None
-    max_running_requests: int | None = None
-    max_queued_requests: int = 512
-    max_total_tokens: int | None = None
-    swa_full_tokens_ratio: float | None = None
-    chunked_prefill_size: int | None = None
-    schedule_policy: str = "fcfs"
-    page_size: int = 16
-    disable_radix_cache: bool = False
-    disable_overlap_schedule: bool = False
-    random_seed: int | None = None
-    watchdog_timeout: float = 300.0
-    drain_timeout: float = 60.0
-    log_level: str = "info"
-    log_requests: bool = False
-    log_requests_level: int = 2
-    log_requests_format: str = "text"
-    max_body_bytes: int = 64 << 20
+    model_path: Annotated[
+        str, Option(MODEL, "Directory of the checkpoint: config.json, safetensors, tokenizer.", aliases=("--model",))
+    ]
+    served_model_name: Annotated[
+        str | None, Option(MODEL, "Name of the model in the API.", unset="the model path as given")
+    ] = None
+    load_format: Annotated[
+        str,
+        Option(
+            MODEL, "Where weights come from: the checkpoint, or random ones.", choices=("auto", "safetensors", "dummy")
+        ),
+    ] = "auto"
+    dtype: Annotated[
+        str,
+        Option(MODEL, "Number format of weights and activations.", choices=("auto", "bfloat16", "float32")),
+    ] = "auto"
+    quantization: Annotated[
+        str,
+        Option(
+            MODEL,
+            "Weight format; auto reads it from the checkpoint.",
+            aliases=("-q",),
+            choices=("auto",),
+            beyond="this version reads bfloat16 and float32 checkpoints and does not quantise",
+        ),
+    ] = "auto"
+    context_length: Annotated[
+        int | None,
+        Option(
+            MODEL,
+            "Longest prompt and answer together.",
+            unit="tokens",
+            peer_names=("--max-model-len",),
+            minimum=2,
+            unset="the checkpoint's",
+        ),
+    ] = None
+    chat_template: Annotated[
+        str | None, Option(MODEL, "File with a Jinja chat template.", unset="the checkpoint's")
+    ] = None
+
+    host: Annotated[str, Option(NETWORK, "Address to listen on; 0.0.0.0 is every IPv4 interface.")] = "127.0.0.1"
+    port: Annotated[int, Option(NETWORK, "TCP port to listen on; 0 picks a free one.", minimum=0, maximum=65535)] = (
+        30000
+    )
+
+    max_running_requests: Annotated[
+        int | None,
+        Option(
+            LIMITS,
+            "Requests that may compute at the same time.",
+            unit="requests",
+            peer_names=("--max-num-seqs",),
+            minimum=1,
+            maximum=4096,
+            unset="64 on a CPU",
+        ),
+    ] = None
+    max_queued_requests: Annotated[
+        int,
+        Option(
+            LIMITS,
+            "Requests that may wait; the next one is answered with 429.",
+            unit="requests",
+            peer_names=("--max-num-queued-reqs",),
+            minimum=0,
+        ),
+    ] = 512
+    max_body_bytes: Annotated[
+        int, Option(LIMITS, "Largest request body; a larger one is answered with 413.", unit="bytes", minimum=1024)
+    ] = 64 << 20
+    drain_timeout: Annotated[
+        float,
+        Option(LIMITS, "How long running requests may go on after SIGTERM.", unit="seconds", minimum=0),
+    ] = 60.0
+    watchdog_timeout: Annotated[
+        float,
+        Option(
+            LIMITS,
+            "A process that is silent, or in one step, for so long ends the server.",
+            unit="seconds",
+            minimum=1,
+        ),
+    ] = 300.0
+
+    max_total_tokens: Annotated[
+        int | None,
+        Option(
+            MEMORY,
+            "Tokens that the KV pool of the full-attention layers holds, over all requests and cached prefixes.",
+            unit="tokens",
+            minimum=1,
+            unset="from free memory",
+        ),
+    ] = None
+    swa_full_tokens_ratio: Annotated[
+        float | None,
+        Option(
+            MEMORY,
+            "Size of the sliding-window pools, relative to the full pool.",
+            minimum=0.001,
+            maximum=1,
+            unset="1 if memory allows, else as much as is left",
+        ),
+    ] = None
+    page_size: Annotated[
+        int,
+        Option(MEMORY, "Tokens of one KV page.", unit="tokens", peer_names=("--block-size",), minimum=1, maximum=64),
+    ] = 16
+    disable_radix_cache: Annotated[
+        bool,
+        Option(
+            MEMORY,
+            "Forget each request's KV when it ends, share no prefixes.",
+            peer_names=("--no-enable-prefix-caching",),
+        ),
+    ] = False
+    chunked_prefill_size: Annotated[
+        int | None,
+        Option(
+            MEMORY,
+            "Prompt tokens that one request computes in one step; -1 computes every prompt in one piece.",
+            unit="tokens",
+            peer_names=("--max-num-batched-tokens",),
+            minimum=-1,
+            unset="512 on a CPU",
+        ),
+    ] = None
+    schedule_policy: Annotated[
+        str,
+        Option(MEMORY, "Who is next: first come, or longest cached prefix (nobody starves).", choices=("fcfs", "lpm")),
+    ] = "fcfs"
+
+    device: Annotated[str, Option(EXECUTION, "Where the model runs.", choices=("auto", "cpu", "cuda"))] = "auto"
+    tp_size: Annotated[
+        int,
+        Option(
+            EXECUTION,
+            "Worker processes that share each layer (tensor parallel).",
+            unit="processes",
+            aliases=("--tp", "--tensor-parallel-size"),
+            minimum=1,
+            maximum=64,
+        ),
+    ] = 1
+    disable_overlap_schedule: Annotated[
+        bool,
+        Option(
+            EXECUTION,
+            "Plan a step only after the result of the one before is back.",
+            peer_names=("--no-async-scheduling",),
+        ),
+    ] = False
+    random_seed: Annotated[
+        int | None,
+        Option(
+            EXECUTION,
+            "Seed of requests that bring none, and of dummy weights.",
+            peer_names=("--seed",),
+            minimum=0,
+            maximum=2**31 - 1,
+            unset="drawn at start-up and printed",
+        ),
+    ] = None
+
+    log_level: Annotated[
+        str, Option(LOGGING, "Least important lines to print.", choices=("debug", "info", "warning", "error"))
+    ] = "info"
+    log_format: Annotated[str, Option(LOGGING, "How log lines are written.", choices=("text", "json"))] = "text"
+    log_requests: Annotated[bool, Option(LOGGING, "Log each request when it arrives and when it ends.")] = False
+    log_requests_level: Annotated[
+        int,
+        Option(
+            LOGGING,
+            "0: ids, sizes, times; 1: and sampling parameters; 2: and the first 2048 characters of texts; 3: all.",
+            minimum=0,
+            maximum=3,
+        ),
+    ] = 2
+    log_requests_format: Annotated[str, Option(LOGGING, "How request lines are written.", choices=("text", "json"))] = (
+        "text"
+    )
+
+
+class Field(msgspec.Struct, frozen=True):
+    """One row of the table: a field of `ServerConfig` with its type, default and description."""
+
+    name: str
+    kind: type[str] | type[int] | type[float] | type[bool]
+    default: str | int | float | bool | None
+    required: bool
+    option: Option
+
+    @property
+    def flag(self) -> str:
+        """The field's name on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def default_text(self) -> str:
+        """The default as a user reads it."""
+        if self.required:
+            return "required"
+        if self.default is None:
+            return self.option.unset
+        if self.kind is bool:
+            return "off"
+        if self.kind is float:
+            return f"{self.default:g}"
+        return str(self.default)
+
+
+def _field(info: Any, hint: Any) -> Field:
+    kind, option = get_args(hint)
+    if get_origin(kind) is not None or type(None) in get_args(kind):
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    required = info.default is msgspec.NODEFAULT
+    return Field(info.name, kind, None if required else info.default, required, option)
+
+
+def fields() -> tuple[Field, ...]:
+    """All rows of the table, in the order of the struct."""
+    hints = get_type_hints(ServerConfig, include_extras=True)
+    return tuple(_field(info, hints[info.name]) for info in msgspec.structs.fields(ServerConfig))

@@ -1,0 +1,93 @@
+"""Questions to the tokenizer and the scheduler, and their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Final
+
+from srt.errors import ErrorCode, ServingError
+from srt.messages import (
+    AbortAll,
+    CallFailed,
+    ChatPrompt,
+    Detokenize,
+    Detokenized,
+    Done,
+    FlushCache,
+    TextPrompt,
+    Tokenize,
+    Tokenized,
+)
+from srt.wire import Outbox
+
+CALL_TIMEOUT_S: Final = 30.0
+
+Reply = Tokenized | Detokenized | Done | CallFailed
+
+
+class Calls:
+    """All questions that wait for an answer."""
+
+    def __init__(self, tokenizer: Outbox) -> None:
+        self._tokenizer = tokenizer
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+
+    def settle(self, reply: Reply) -> None:
+        """Hand an answer to who asked; one that comes too late is for nobody."""
+        future = self._waiting.pop(reply.call, None)
+        if future is not None and not future.done():
+            future.set_result(reply)
+
+    async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> bytes:
+        """Packed ids of a prompt, exactly those that a request with it would have."""
+        reply = await self._ask(Tokenize(next(self._numbers), prompt))
+        match reply:
+            case Tokenized(token_ids=packed):
+                return packed
+            case _:
+                raise AssertionError(reply)
+
+    async def detokenize(self, token_ids: bytes, *, skip_special_tokens: bool) -> str:
+        """Text of packed ids."""
+        reply = await self._ask(Detokenize(next(self._numbers), token_ids, skip_special_tokens))
+        match reply:
+            case Detokenized(text=text):
+                return text
+            case _:
+                raise AssertionError(reply)
+
+    async def flush_cache(self) -> Done:
+        """Drop every cached prefix; not `ok` while requests live."""
+        return await self._ask_done(FlushCache(next(self._numbers)))
+
+    async def abort_all(self) -> Done:
+        """End every request."""
+        return await self._ask_done(AbortAll(next(self._numbers)))
+
+    async def _ask_done(self, question: FlushCache | AbortAll) -> Done:
+        reply = await self._ask(question)
+        match reply:
+            case Done():
+                return reply
+            case _:
+                raise AssertionError(reply)
+
+    async def _ask(self, question: Tokenize | Detokenize | FlushCache | AbortAll) -> Reply:
+        """Raises: ServingError if the call failed or was not answered in time."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[question.call] = future
+        self._tokenizer.send(question)
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                reply = await future
+        except TimeoutError as error:
+            raise ServingError(ErrorCode.TIMEOUT, f"the server did not answer within {CALL_TIMEOUT_S:.0f} s") from error
+        finally:
+            self._waiting.pop(question.call, None)
+        match reply:
+            case CallFailed():
+                raise ServingError(reply.code, reply.text, reply.param)
+            case _:
+                return reply

@@ -1,0 +1,208 @@
+"""Every request field this server knows, and what becomes of it: one table, from which bodies are sifted.
+
+A field is *honoured*; or *neutral*: only values that ask for nothing are accepted, any other is answered with 400;
+or *noted*: it changes nothing about the answer, so it is accepted and, unless neutral, listed in `warnings`.
+Fields outside the table are listed in `warnings` as unknown. `null` always means: not given.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Final
+
+import msgspec
+
+
+class Body(Enum):
+    """A kind of request body. The value is its letter in the table below."""
+
+    GENERATE = "g"
+    SAMPLING = "s"
+    COMPLETION = "p"
+    CHAT = "c"
+    STREAM_OPTIONS = "o"
+    TOKENIZE = "t"
+    DETOKENIZE = "d"
+    ABORT = "a"
+
+
+NESTED: Final = {"sampling_params": Body.SAMPLING, "stream_options": Body.STREAM_OPTIONS}
+"""Fields whose value is a body of its own, or a list of them."""
+
+
+class Handling(Enum):
+    """What becomes of a field."""
+
+    HONOURED = "honoured"
+    NEUTRAL = "only neutral values"
+    NOTED = "no effect"
+
+
+class Field(msgspec.Struct, frozen=True):
+    """One row: `bodies` are letters of `Body`, `neutral` the values that ask for nothing."""
+
+    name: str
+    bodies: str
+    handling: Handling
+    note: str
+    neutral: tuple[Any, ...] = ()
+
+    def is_neutral(self, value: Any) -> bool:
+        """Whether a value asks for nothing; 1 and 1.0 are equal, 1 and true are not."""
+        return any(value == known and (value is True) == (known is True) for known in self.neutral)
+
+
+def _honoured(name: str, bodies: str, note: str) -> Field:
+    return Field(name, bodies, Handling.HONOURED, note)
+
+
+def _neutral(name: str, bodies: str, note: str, *neutral: Any) -> Field:
+    return Field(name, bodies, Handling.NEUTRAL, note, neutral)
+
+
+def _noted(name: str, bodies: str, note: str, *neutral: Any) -> Field:
+    return Field(name, bodies, Handling.NOTED, note, neutral)
+
+
+FIELDS: Final[tuple[Field, ...]] = (
+    # --- the prompt
+    _honoured("text", "g", "prompt as text, or a list of them for a batch; exactly one of text and input_ids"),
+    _honoured("input_ids", "g", "prompt as token ids, or a list of such lists for a batch"),
+    _honoured("prompt", "pt", "text, list of texts, token ids, or list of token ids; /tokenize takes texts"),
+    _honoured("messages", "ct", "roles system, developer, user, assistant, tool; content a text or text parts"),
+    _honoured("tools", "ct", "functions in JSON Schema, handed to the chat template; calls come back as raw text"),
+    _honoured("tool_choice", "ct", "auto or none (hides the tools from the template)"),
+    _honoured("reasoning_effort", "ct", "low, medium or high, handed to the chat template"),
+    _honoured("chat_template_kwargs", "ct", "further variables for the chat template"),
+    _honoured("add_generation_prompt", "ct", "open the assistant's turn; default true"),
+    _honoured("continue_final_message", "ct", "leave the last message open, so that the answer continues it"),
+    _honoured("add_special_tokens", "t", "let the tokenizer put its opening tokens before a text; default true"),
+    _honoured("tokens", "d", "token ids, or a list of such lists"),
+    _honoured("echo", "p", "begin the answer with the prompt"),
+    # --- sampling
+    _honoured("sampling_params", "g", "an object, or a list of objects, one for each prompt"),
+    _honoured("max_new_tokens", "s", "most tokens of the answer; default 128, or what the context leaves"),
+    _honoured("max_tokens", "pc", "the same; default 16 for completions, all that the context leaves for chat"),
+    _honoured("max_completion_tokens", "c", "the same; wins over max_tokens"),
+    _honoured("min_new_tokens", "s", "end and stop ids cannot be drawn before so many tokens"),
+    _honoured("min_tokens", "pc", "the same"),
+    _honoured("temperature", "spc", "0 or more; below 0.000001 is greedy"),
+    _honoured("top_p", "spc", "in (0, 1]"),
+    _honoured("top_k", "spc", "1 or more; 0 and -1 keep all"),
+    _honoured("min_p", "spc", "in [0, 1], relative to the most likely token"),
+    _honoured("sampling_seed", "s", "64-bit integer; same seed and prompt, same answer"),
+    _honoured("seed", "pc", "the same"),
+    _honoured("stop", "spc", "a text or at most 32 texts of at most 256 characters that end the answer"),
+    _honoured("stop_token_ids", "spc", "at most 256 token ids that end the answer"),
+    _honoured("ignore_eos", "spc", "go on after an end-of-sequence token"),
+    _honoured("skip_special_tokens", "spcd", "leave special tokens out of the text; default true"),
+    _honoured("no_stop_trim", "spc", "leave the stop text in the answer"),
+    _honoured("include_stop_str_in_output", "pc", "the same"),
+    # --- the answer's form
+    _honoured("model", "pctd", "the served model name, its path, or 'default'"),
+    _honoured("stream", "gpc", "server-sent events instead of one body"),
+    _honoured("stream_options", "pc", "include_usage, continuous_usage_stats"),
+    _honoured("include_usage", "o", "one more chunk with the usage at the end"),
+    _honoured("continuous_usage_stats", "o", "the usage so far in each chunk"),
+    _noted("include_obfuscation", "o", "chunks are not padded", False),
+    _honoured("return_token_ids", "pc", "token ids beside the texts"),
+    _honoured("return_prompt_token_ids", "g", "the prompt's token ids in the answer"),
+    _honoured("rid", "gpca", "request id of the caller's choice: 1 to 128 visible ASCII characters"),
+    _honoured("request_id", "pc", "the same"),
+    _honoured("cache_salt", "gpc", "separates cached prefixes; at most 256 characters"),
+    _honoured("extra_key", "gpc", "the same"),
+    _honoured("abort_all", "a", "abort every request"),
+    _honoured("abort_message", "a", "text for the finish_reason of what is aborted"),
+    # --- not supported yet
+    _neutral("n", "gspc", "one answer to each prompt", 1),
+    _neutral("best_of", "pc", "one answer to each prompt", 1),
+    _neutral("use_beam_search", "spc", "no beam search", False),
+    _neutral("beam_width", "spc", "no beam search", 1),
+    _neutral("length_penalty", "spc", "no beam search", 1, 0),
+    _neutral("frequency_penalty", "spc", "no penalties yet", 0),
+    _neutral("presence_penalty", "spc", "no penalties yet", 0),
+    _neutral("repetition_penalty", "spc", "no penalties yet", 1),
+    _neutral("repetition_detection", "pc", "not supported yet", False),
+    _neutral("logit_bias", "spc", "not supported yet", {}),
+    _neutral("bad_words", "spc", "not supported yet", []),
+    _neutral("allowed_token_ids", "spc", "not supported yet"),
+    _neutral("logprobs", "pc", "no log probabilities yet", False),
+    _neutral("top_logprobs", "pc", "no log probabilities yet", 0),
+    _neutral("prompt_logprobs", "pc", "no log probabilities yet"),
+    _neutral("logprob_token_ids", "pc", "no log probabilities yet", []),
+    _neutral("return_logprob", "g", "no log probabilities yet", False, [], [False]),
+    _neutral("top_logprobs_num", "g", "no log probabilities yet", 0),
+    _neutral("token_ids_logprob", "g", "no log probabilities yet", []),
+    _noted("logprob_start_len", "g", "no log probabilities yet", -1),
+    _noted("return_text_in_logprobs", "g", "no log probabilities yet", False),
+    _neutral("response_format", "pc", "no constrained output yet", {"type": "text"}),
+    _neutral("json_schema", "spc", "no constrained output yet", ""),
+    _neutral("regex", "spc", "no constrained output yet", ""),
+    _neutral("ebnf", "spc", "no constrained output yet", ""),
+    _neutral("structural_tag", "spc", "no constrained output yet", ""),
+    _neutral("structured_outputs", "pc", "no constrained output yet", {}),
+    _neutral("stop_regex", "spc", "not supported yet", "", []),
+    _neutral("functions", "c", "use tools", []),
+    _neutral("function_call", "c", "use tool_choice", "none", "auto"),
+    _noted("parallel_tool_calls", "ct", "the model decides how many calls it makes", True),
+    _neutral("modalities", "gc", "text only", ["text"], []),
+    _neutral("audio", "c", "text only"),
+    _neutral("image_data", "g", "no images yet", [], ""),
+    _neutral("video_data", "g", "text only", [], ""),
+    _neutral("audio_data", "g", "text only", [], ""),
+    _neutral("mm_processor_kwargs", "pc", "no images yet", {}),
+    _neutral("input_embeds", "g", "not supported", []),
+    _neutral("input_ids", "c", "send them to /generate or /v1/completions", []),
+    _neutral("suffix", "p", "the model does not fill in the middle", ""),
+    _neutral("prediction", "c", "not supported yet"),
+    _neutral("web_search_options", "c", "not supported"),
+    _neutral("documents", "ct", "not supported yet", []),
+    _neutral("chat_template", "ct", "templates come from the operator"),
+    _neutral("custom_logit_processor", "gpc", "no code from clients", ""),
+    _neutral("logits_processors", "pc", "no code from clients", []),
+    _neutral("lora_path", "gpc", "no adapters", ""),
+    _neutral("max_thinking_tokens", "gspc", "not supported yet"),
+    _neutral("thinking_token_budget", "pc", "not supported yet"),
+    _neutral("truncate_prompt_tokens", "pct", "prompts are never truncated"),
+    _noted("truncation_side", "pct", "prompts are never truncated"),
+    _neutral("return_hidden_states", "gpc", "not supported", False),
+    _neutral("return_routed_experts", "gpc", "not supported", False),
+    _neutral("return_entropy", "g", "not supported", False),
+    _neutral("return_meta_info", "pc", "use /generate", False),
+    _neutral("return_prompt_text", "pc", "use echo", False),
+    _neutral("return_token_strs", "t", "not supported yet", False),
+    _neutral("session_params", "g", "prefixes are cached without sessions", {}),
+    _neutral("kv_transfer_params", "pc", "not supported", {}),
+    _neutral("stream_interval", "spc", "each step is sent when it is done", 1),
+    _neutral("background", "g", "not supported", False),
+    # --- harmless
+    _noted("separate_reasoning", "c", "the reasoning is part of the content", False),
+    _noted("stream_reasoning", "c", "the reasoning is part of the content", True),
+    _noted("include_reasoning", "c", "the reasoning is part of the content", True),
+    _noted("require_reasoning", "g", "the model decides", False),
+    _noted("spaces_between_special_tokens", "spc", "the tokenizer puts none", True),
+    _noted("priority", "gpc", "requests are served by the server's policy", 0),
+    _noted("session_id", "gpc", "prefixes are cached without sessions"),
+    _noted("routing_key", "gpc", "for routers"),
+    _noted("user", "pc", "not used"),
+    _noted("metadata", "c", "not kept"),
+    _noted("store", "c", "nothing is kept", False),
+    _noted("service_tier", "c", "there is one", "auto", "default"),
+    _noted("safety_identifier", "c", "not used"),
+    _noted("prompt_cache_key", "c", "prefixes are found without a key"),
+    _noted("prompt_cache_retention", "c", "the least recently used goes first"),
+    _noted("verbosity", "c", "the model decides"),
+    _noted("custom_params", "spc", "no custom processors"),
+    _noted("vllm_xargs", "pc", "no custom processors", {}),
+    _noted("bootstrap_host", "gpc", "prefill and decode are not split"),
+    _noted("bootstrap_port", "gpc", "prefill and decode are not split"),
+    _noted("bootstrap_room", "gpc", "prefill and decode are not split"),
+    _noted("routed_dp_rank", "gpc", "there is one replica"),
+    _noted("data_parallel_rank", "gpc", "there is one replica"),
+    _noted("disagg_prefill_dp_rank", "gpc", "prefill and decode are not split"),
+    _noted("log_metrics", "g", "metrics count every request", True),
+    _noted("no_logs", "g", "the operator decides", False),
+    _noted("custom_labels", "gpc", "metrics have fixed labels"),
+)
+
+FIELDS_OF: Final = {body: {field.name: field for field in FIELDS if body.value in field.bodies} for body in Body}

@@ -1,0 +1,279 @@
+"""What `/metrics` tells, in Prometheus' text format and under the names that dashboards of this field know.
+
+Counting is plain arithmetic on the hot path; samples are made when somebody scrapes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from srt.api.tickets import Stream
+from srt.configs.plan import RuntimePlan
+from srt.heartbeat import Age
+from srt.messages import GroupUsage, SchedulerStats
+
+PREFIX: Final = "sglang:"
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+SECONDS: Final = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4, 6, 8, 10, 20, 40, 60, 80, 100, 200,
+    400, 600, 1000,
+)  # fmt: skip
+GAP_SECONDS: Final = (
+    0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.06, 0.08, 0.1, 0.2, 0.4, 0.6, 0.8,
+    1, 2, 4, 6, 8,
+)  # fmt: skip
+TOKENS: Final = (
+    1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
+)  # fmt: skip
+
+
+class Distribution:
+    """A histogram."""
+
+    __slots__ = ("_bounds", "_counts", "_total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Add a value, `count` times."""
+        self._counts[bisect_left(self._bounds, value)] += count
+        self._total += value * count
+
+    def family(self, name: str, text: str, model: str) -> HistogramMetricFamily:
+        """The samples of this histogram."""
+        uppers = [*map(str, self._bounds), "+Inf"]
+        family = HistogramMetricFamily(PREFIX + name, text, labels=["model_name"])
+        family.add_metric([model], list(zip(uppers, accumulate(self._counts), strict=True)), self._total)
+        return family
+
+
+class Metrics:
+    """Everything that this process counts, and the last report of the scheduler."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.aborted = 0
+        self.http_active = 0
+        self.http: Counter[tuple[str, str, int]] = Counter()
+        """Responses by route, method and status."""
+        self.cancelled: Counter[str] = Counter()
+        self.warnings: Counter[str] = Counter()
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.generated_tokens = 0
+        self.stats: SchedulerStats | None = None
+        self.startup_s = 0.0
+        self.first_token = Distribution(SECONDS)
+        self.inter_token = Distribution(GAP_SECONDS)
+        self.ends = RequestDistributions()
+
+    def observe_end(self, stream: Stream, now: float) -> None:
+        """A request got its ending."""
+        finish, timing = stream.finish, stream.timing
+        if finish is not None and finish.kind == "abort":
+            self.aborted += 1
+        self.prompt_tokens += stream.prompt_tokens
+        self.cached_tokens += stream.cached_tokens
+        if timing is not None and not stream.ticket.request.stream:
+            self.first_token.observe(timing.first_token_s)
+        self.ends.observe(stream, now)
+
+    def observe_cancel(self, stream: Stream) -> None:
+        """The client of a request went away before its end."""
+        self.aborted += 1
+        if not stream.ticket.request.stream:
+            self.cancelled["not_streamed"] += 1
+        else:
+            self.cancelled["streaming" if stream.first_at else "before_first_token"] += 1
+
+
+class RequestDistributions:
+    """What is observed once a request."""
+
+    def __init__(self) -> None:
+        self._e2e = Distribution(SECONDS)
+        self._queue = Distribution(SECONDS)
+        self._per_token = Distribution(GAP_SECONDS)
+        self._prompt = Distribution(TOKENS)
+        self._uncached = Distribution(TOKENS)
+        self._generation = Distribution(TOKENS)
+
+    def observe(self, stream: Stream, now: float) -> None:
+        """A request got its ending."""
+        count = stream.completion_tokens
+        self._e2e.observe(now - stream.ticket.started_at)
+        if stream.timing is not None:
+            self._queue.observe(stream.timing.queue_s)
+        if stream.ticket.request.stream and count > 1:
+            self._per_token.observe((now - stream.first_at) / (count - 1))
+        self._prompt.observe(stream.prompt_tokens)
+        self._uncached.observe(stream.prompt_tokens - stream.cached_tokens)
+        self._generation.observe(count)
+
+    def families(self, model: str) -> Iterator[Metric]:
+        """Samples of all histograms."""
+        yield self._e2e.family("e2e_request_latency_seconds", "From request to end of the answer.", model)
+        yield self._queue.family("queue_time_seconds", "Waiting for the first step.", model)
+        yield self._per_token.family("request_time_per_output_token_seconds", "Mean gap of a streamed answer.", model)
+        yield self._prompt.family("prompt_tokens_histogram", "Tokens of prompts.", model)
+        yield self._uncached.family("uncached_prompt_tokens_histogram", "Tokens of prompts that were computed.", model)
+        yield self._generation.family("generation_tokens_histogram", "Tokens of answers.", model)
+
+
+class Exposition(Collector):
+    """Metrics as samples with the label `model_name`."""
+
+    def __init__(self, metrics: Metrics, plan: RuntimePlan, model: str) -> None:
+        self._metrics = metrics
+        self._plan = plan
+        self._model = model
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        self.ages: list[Age] = []
+
+    def text(self, ages: list[Age]) -> bytes:
+        """The answer to a scrape. `ages` are the signs of life on the board."""
+        self.ages = ages
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """All samples of now."""
+        metrics = self._metrics
+        yield from self._requests()
+        yield from self._http()
+        yield metrics.first_token.family("time_to_first_token_seconds", "From request to first token.", self._model)
+        yield metrics.inter_token.family("inter_token_latency_seconds", "Gap between tokens of a stream.", self._model)
+        yield from metrics.ends.families(self._model)
+        yield from self._constants()
+        yield self._labelled_gauge(
+            "scheduler_step_age_seconds",
+            "How long the step that a process is in has been going on; 0 between steps.",
+            "process",
+            ((age.name, age.step_s or 0.0) for age in self.ages),
+        )
+        if metrics.stats is not None:
+            yield from self._scheduler(metrics.stats)
+            yield from self._pools(metrics.stats)
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
+        family.add_metric([self._model], value)
+        return family
+
+    def _labelled_gauge(self, name: str, text: str, label: str, values: Iterable[tuple[str, float]]) -> Metric:
+        family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name", label])
+        for key, value in values:
+            family.add_metric([self._model, key], value)
+        return family
+
+    def _counter(self, name: str, text: str, value: float) -> Metric:
+        family = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
+        family.add_metric([self._model], value)
+        return family
+
+    def _labelled(self, name: str, text: str, label: str, values: Iterable[tuple[str, float]]) -> Metric:
+        family = CounterMetricFamily(PREFIX + name, text, labels=["model_name", label])
+        for key, value in values:
+            family.add_metric([self._model, key], value)
+        return family
+
+    def _requests(self) -> Iterator[Metric]:
+        metrics = self._metrics
+        yield self._counter("num_requests", "Prompts taken.", metrics.requests)
+        yield self._counter("num_aborted_requests", "Requests that ended early.", metrics.aborted)
+        yield self._labelled(
+            "requests_cancelled",
+            "Requests whose client went away, by what it had seen of the answer.",
+            "phase",
+            ((phase, metrics.cancelled[phase]) for phase in ("before_first_token", "streaming", "not_streamed")),
+        )
+        yield self._counter("prompt_tokens", "Prompt tokens of ended requests.", metrics.prompt_tokens)
+        yield self._counter("generation_tokens", "Tokens of answers.", metrics.generated_tokens)
+        yield self._labelled(
+            "cached_tokens",
+            "Prompt tokens that were not computed, by where their KV came from.",
+            "cache_source",
+            ((source, metrics.cached_tokens) for source in ("device", "total")),
+        )
+        yield self._labelled(
+            "warnings",
+            "Request fields that were ignored.",
+            "kind",
+            ((kind, metrics.warnings[kind]) for kind in ("unknown_field", "ignored_field")),
+        )
+
+    def _http(self) -> Iterator[Metric]:
+        labels = ["model_name", "endpoint", "method"]
+        asked: Counter[tuple[str, str]] = Counter()
+        responses = CounterMetricFamily(PREFIX + "http_responses", "Responses.", labels=[*labels, "status_code"])
+        for (path, method, status), count in sorted(self._metrics.http.items()):
+            asked[path, method] += count
+            responses.add_metric([self._model, path, method, str(status)], count)
+        requests = CounterMetricFamily(PREFIX + "http_requests", "Requests that were answered.", labels=labels)
+        for (path, method), count in sorted(asked.items()):
+            requests.add_metric([self._model, path, method], count)
+        yield requests
+        yield responses
+        yield self._gauge("http_requests_active", "Requests being answered.", self._metrics.http_active)
+
+    def _constants(self) -> Iterator[Metric]:
+        plan = self._plan
+        pools = sum((group.pages + 1) * group.page_bytes for group in plan.groups)
+        yield self._gauge("page_size", "Tokens of a KV page.", plan.page_size)
+        yield self._gauge("kv_cache_memory_usage_gb", "KV pools of one rank, in GB.", pools / 1e9)
+        yield self._gauge("startup_time_seconds", "From the start of this process to ready.", self._metrics.startup_s)
+
+    def _scheduler(self, stats: SchedulerStats) -> Iterator[Metric]:
+        asked = stats.cache_queries_tokens
+        yield self._gauge("num_running_reqs", "Requests that compute.", stats.running)
+        yield self._gauge("num_queue_reqs", "Requests that wait.", stats.queued)
+        yield self._gauge("gen_throughput", "Tokens generated a second.", stats.gen_throughput)
+        yield self._gauge(
+            "cache_hit_rate", "Prompt tokens found in the cache.", stats.cache_hit_tokens / asked if asked else 0
+        )
+        yield self._gauge("kv_pages_leaked", "Pages without an owner; more than 0 is a bug.", stats.leaked_pages)
+        yield self._counter("num_retracted_requests", "Retractions.", stats.retracted_requests)
+        yield self._counter("num_retracted_input_tokens", "Prompt tokens retracted.", stats.retracted_input_tokens)
+        yield self._counter("num_retracted_output_tokens", "Generated tokens retracted.", stats.retracted_output_tokens)
+        yield self._counter("evicted_tokens", "Tokens that the cache dropped.", stats.evicted_tokens)
+        yield self._counter("scheduler_steps", "Forward passes.", stats.steps)
+        yield self._counter("scheduler_idle_seconds", "Time without a step.", stats.idle_s)
+
+    def _pools(self, stats: SchedulerStats) -> Iterator[Metric]:
+        for group in stats.groups:
+            windowed = any(known.name == group.name and known.window is not None for known in self._plan.groups)
+            yield from self._sliding_pool(group) if windowed else self._full_pool(group)
+
+    def _full_pool(self, group: GroupUsage) -> Iterator[Metric]:
+        usage = group.request_tokens / group.total_tokens if group.total_tokens else 0.0
+        yield self._gauge("max_total_num_tokens", "Tokens that the KV pool holds.", group.total_tokens)
+        yield self._gauge("num_used_tokens", "Tokens held by requests.", group.request_tokens)
+        yield self._gauge("token_usage", "Share of the pool held by requests.", usage)
+        yield self._gauge("full_token_usage", "Share of the full-attention pool held by requests.", usage)
+        yield self._gauge(
+            "kv_used_tokens", "Tokens held by requests or the cache.", group.request_tokens + group.tree_tokens
+        )
+        yield self._gauge("kv_evictable_tokens", "Tokens that only the cache holds.", group.evictable_tokens)
+        yield self._gauge("kv_available_tokens", "Free tokens.", group.free_tokens)
+
+    def _sliding_pool(self, group: GroupUsage) -> Iterator[Metric]:
+        usage = group.request_tokens / group.total_tokens if group.total_tokens else 0.0
+        yield self._gauge("max_total_num_tokens_swa", "Tokens that the sliding KV pool holds.", group.total_tokens)
+        yield self._gauge("swa_used_tokens", "Tokens of the sliding pool held by requests.", group.request_tokens)
+        yield self._gauge("swa_token_usage", "Share of the sliding pool held by requests.", usage)
+        yield self._gauge(
+            "swa_evictable_tokens", "Tokens of the sliding pool that only the cache holds.", group.evictable_tokens
+        )
+        yield self._gauge("swa_available_tokens", "Free tokens of the sliding pool.", group.free_tokens)

@@ -1,0 +1,139 @@
+"""`POST /generate`: the native API, in SGLang's shape. Streamed texts and ids are cumulative."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+import orjson
+
+from srt.api.bodies import GenerateBody, Parser
+from srt.api.fields import Body
+from srt.api.http import Exchange
+from srt.api.service import Service
+from srt.api.tickets import Stream, Ticket
+from srt.messages import Finish, TokenPrompt
+
+WEIGHT_VERSION: Final = "default"
+
+
+def finish_reason(finish: Finish, completion_tokens: int, abort_text: str | None) -> dict[str, Any]:
+    """`meta_info.finish_reason` of an ended request."""
+    match finish.kind:
+        case "stop":
+            return {"type": "stop", "matched": finish.matched}
+        case "length":
+            return {"type": "length", "length": completion_tokens}
+        case "abort":
+            return {"type": "abort", "message": abort_text or finish.text, "status_code": None, "err_type": None}
+
+
+class Item:
+    """One prompt's answer, written again and again while it grows, each time whole.
+
+    Text and ids are kept as JSON, so that a new token costs its own bytes and one copy.
+    """
+
+    __slots__ = ("_head", "_ids", "_tail", "_text")
+
+    def __init__(self, ticket: Ticket, stream: Stream) -> None:
+        self._text = bytearray()
+        self._ids = bytearray()
+        self._head = b'"meta_info":{"id":%s,"finish_reason":' % orjson.dumps(stream.name)
+        self._tail = self._extras(ticket, stream)
+
+    @staticmethod
+    def _extras(ticket: Ticket, stream: Stream) -> bytes:
+        request = ticket.request
+        extras: dict[str, Any] = {}
+        prompt = request.prompts[stream.index]
+        match prompt:
+            case TokenPrompt() if request.return_ids:
+                extras["prompt_token_ids"] = memoryview(prompt.token_ids).cast("i").tolist()
+            case _:
+                pass
+        if request.batch and request.stream:
+            extras["index"] = stream.index
+        if request.notices:
+            extras["warnings"] = [notice.text for notice in request.notices]
+        return b"," + orjson.dumps(extras)[1:] if extras else b"}"
+
+    def write(self, stream: Stream) -> bytes:
+        """The answer so far."""
+        text, ids = stream.take()
+        self._text += orjson.dumps(text)[1:-1]
+        if ids:
+            self._ids += (b"," if self._ids else b"") + orjson.dumps(ids)[1:-1]
+        meta_info = self._meta_info(stream)
+        return b"".join(
+            (b'{"text":"', self._text, b'","output_ids":[', self._ids, b"],", self._head, meta_info, self._tail)
+        )
+
+    @staticmethod
+    def _meta_info(stream: Stream) -> bytes:
+        finish = b"null"
+        if stream.finish is not None:
+            finish = orjson.dumps(finish_reason(stream.finish, stream.completion_tokens, stream.ticket.abort_text))
+        return (
+            b'%b,"prompt_tokens":%d,"completion_tokens":%d,"cached_tokens":%d,"reasoning_tokens":0,'
+            b'"cached_tokens_details":{"device":%d,"host":0},"num_retractions":%d,"weight_version":"%b"%b}'
+        ) % (
+            finish,
+            stream.prompt_tokens,
+            stream.completion_tokens,
+            stream.cached_tokens,
+            stream.cached_tokens,
+            stream.retractions,
+            WEIGHT_VERSION.encode(),
+            _times(stream),
+        )
+
+
+def _times(stream: Stream) -> bytes:
+    """Times of an ended request in seconds, as far as they are known."""
+    if stream.finish is None:
+        return b""
+    latency = time.perf_counter() - stream.ticket.started_at
+    times = b',"e2e_latency":%.6f' % latency
+    if stream.timing is not None:
+        times += b',"queue_time":%.6f,"first_token_latency":%.6f' % (stream.timing.queue_s, stream.timing.first_token_s)
+        decoding = stream.timing.total_s - stream.timing.first_token_s
+        if stream.completion_tokens > 1 and decoding > 0:
+            times += b',"decode_throughput":%.3f' % ((stream.completion_tokens - 1) / decoding)
+    return times
+
+
+class EventWriter:
+    """Items as server-sent events."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._items = [Item(ticket, stream) for stream in ticket.streams]
+
+    def news(self, stream: Stream) -> bytes:
+        """One event with the whole item."""
+        return b"data: " + self._items[stream.index].write(stream) + b"\n\n"
+
+    def end(self) -> bytes:
+        """Nothing more."""
+        return b""
+
+
+class Generate:
+    """The endpoint."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._parser = Parser(Body.GENERATE, GenerateBody)
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answer one call."""
+        service = self._service
+        body, notices = await service.read(exchange, self._parser)
+        request = await service.with_ids(service.schema.generate(body, notices))
+        with service.serve(exchange, request) as ticket:
+            if request.stream:
+                await exchange.stream(ticket, EventWriter(ticket))
+                return
+            await ticket.whole()
+            items = [Item(ticket, stream).write(stream) for stream in ticket.streams]
+            await exchange.respond(b"[" + b",".join(items) + b"]" if request.batch else items[0])

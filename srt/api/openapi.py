@@ -1,0 +1,81 @@
+"""The OpenAPI document, from what the server really parses: body types and the table of fields."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+
+import msgspec
+
+from srt.api.bodies import AbortBody, ChatBody, CompletionBody, DetokenizeBody, GenerateBody, TokenizeBody
+from srt.api.fields import FIELDS_OF, Body
+
+BODIES: Final[dict[str, tuple[Body, type[msgspec.Struct]]]] = {
+    "/generate": (Body.GENERATE, GenerateBody),
+    "/v1/completions": (Body.COMPLETION, CompletionBody),
+    "/v1/chat/completions": (Body.CHAT, ChatBody),
+    "/tokenize": (Body.TOKENIZE, TokenizeBody),
+    "/v1/tokenize": (Body.TOKENIZE, TokenizeBody),
+    "/detokenize": (Body.DETOKENIZE, DetokenizeBody),
+    "/v1/detokenize": (Body.DETOKENIZE, DetokenizeBody),
+    "/abort_request": (Body.ABORT, AbortBody),
+}
+
+ERROR: Final = {
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+
+
+def document(
+    table: Iterable[tuple[str, tuple[str, ...], Callable[..., Awaitable[None]]]], title: str, version: str
+) -> dict[str, Any]:
+    """OpenAPI 3.1 of routes given as (path, methods, handler)."""
+    structs = list(dict.fromkeys(struct for _, struct in BODIES.values()))
+    _, schemas = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    for kind, struct in BODIES.values():
+        for name, described in schemas[struct.__name__]["properties"].items():
+            described["description"] = FIELDS_OF[kind][name].note
+    paths: dict[str, Any] = {}
+    for path, methods, handler in table:
+        operations = paths.setdefault(path.replace(":path", ""), {})
+        for method in methods:
+            operations[method.lower()] = _operation(path, method, handler)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": version},
+        "paths": paths,
+        "components": {"schemas": schemas | {"Error": ERROR}},
+    }
+
+
+def _operation(path: str, method: str, handler: Callable[..., Awaitable[None]]) -> dict[str, Any]:
+    summary = (inspect.getdoc(handler) or "").splitlines()[:1]
+    operation: dict[str, Any] = {
+        "operationId": f"{method.lower()}{path.replace('/', '_').replace('{', '').replace(':path}', '')}",
+        "summary": summary[0] if summary else "",
+        "responses": {
+            "200": {"description": "done"},
+            "default": {
+                "description": "an error",
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+            },
+        },
+    }
+    if path in BODIES and method != "GET":
+        schema = {"$ref": f"#/components/schemas/{BODIES[path][1].__name__}"}
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    if "{model" in path:
+        operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+    return operation

@@ -1,0 +1,166 @@
+"""The api process: one TCP listener, one event loop, one inbox.
+
+The inbox's descriptor is edge-triggered: when it turns readable everything is taken out, and every poll looks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, assert_never
+
+import uvicorn
+import uvloop
+import zmq
+
+from srt.api.app import Gate
+from srt.api.auth import Secrets
+from srt.api.service import Life, Service
+from srt.configs.plan import RuntimePlan
+from srt.errors import StartupError
+from srt.heartbeat import Board, Heartbeat
+from srt.messages import (
+    CallFailed,
+    Deltas,
+    Detokenized,
+    Done,
+    Failed,
+    Ready,
+    SchedulerStats,
+    ServerReady,
+    ToApi,
+    Tokenized,
+)
+from srt.wire import Inbox, Outbox
+
+POLL_S: Final = 0.2
+KEEP_ALIVE_S: Final = 75
+"""How long an idle connection stays open."""
+
+BACKLOG: Final = 2048
+GOODBYE_S: Final = 2.0
+"""How long connections may take to carry away the last bytes of a drained server."""
+
+
+class QuietServer(uvicorn.Server):
+    """uvicorn without hands on the process's signals: those belong to the process's entry."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The one listener. Raises: StartupError if the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise StartupError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    listener.setblocking(False)
+    return listener
+
+
+class ApiProcess:
+    """The HTTP server and its edge to the tokenizer."""
+
+    def __init__(self, plan: RuntimePlan, rundir: Path, secrets: Secrets, context: zmq.Context[Any]) -> None:
+        self.inbox: Inbox[ToApi] = Inbox(context, rundir, "api", ToApi)
+        self.tokenizer = Outbox(context, rundir, "tokenizer")
+        self.service = Service(plan, self.tokenizer, Board.open(rundir))
+        self.listener = listen(plan.server.host, plan.server.port)
+        config = uvicorn.Config(
+            Gate(self.service, secrets),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(GOODBYE_S),
+        )
+        self.server = QuietServer(config)
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self.listener.close()
+        self.tokenizer.close()
+        self.inbox.close()
+
+    def receive(self) -> None:
+        """Take in everything that has arrived."""
+        for message in self.inbox.drain():
+            self.settle(message)
+
+    def settle(self, message: ToApi) -> None:
+        """The protocol of this process."""
+        service = self.service
+        match message:
+            case Deltas():
+                service.streams.deliver(message.deltas)
+            case Failed():
+                service.streams.fail(message)
+            case Tokenized() | Detokenized() | Done() | CallFailed():
+                service.calls.settle(message)
+            case SchedulerStats():
+                service.metrics.stats = message
+            case ServerReady():
+                service.open_for_requests()
+            case _:
+                assert_never(message)
+
+    async def serve(self, beat: Heartbeat, launch: Outbox, rank: int) -> None:
+        """Answer HTTP until `beat.stopping`, then finish what runs."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.inbox.fileno(), self.receive)
+        serving = asyncio.create_task(self.server.serve(sockets=[self.listener]))
+        try:
+            host, port = self.listener.getsockname()[:2]
+            launch.send(Ready("api", rank, {"listening": f"http://{host}:{port}"}))
+            while not beat.stopping and not serving.done():
+                await self.poll()
+            await self.drain(serving)
+        finally:
+            self.server.should_exit = True
+            await serving
+            loop.remove_reader(self.inbox.fileno())
+
+    async def poll(self) -> None:
+        """What is done several times a second."""
+        self.receive()
+        self.service.streams.drop_stalled()
+        await asyncio.sleep(POLL_S)
+
+    async def drain(self, serving: asyncio.Task[None]) -> None:
+        """Take nothing new, let running calls end; those that take too long are aborted."""
+        service = self.service
+        service.life = Life.DRAINING
+        deadline = asyncio.get_running_loop().time() + service.plan.server.drain_timeout
+        while len(service.streams) and asyncio.get_running_loop().time() < deadline and not serving.done():
+            await self.poll()
+        service.streams.end_all("the server is shutting down")
+
+
+def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat, secrets: Secrets | None = None) -> None:
+    """Serve until `beat.stopping` and everything that runs has ended. Raises: StartupError if it cannot listen."""
+    context: zmq.Context[Any] = zmq.Context()
+    launch = Outbox(context, rundir, "launch")
+    try:
+        process = ApiProcess(plan, rundir, secrets or Secrets(), context)
+        gc.freeze()
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(process.serve(beat, launch, rank))
+        finally:
+            process.close()
+    finally:
+        launch.close()
+        context.term()

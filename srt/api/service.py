@@ -1,0 +1,161 @@
+"""What every endpoint works with: one server's limits, its running calls, its state of life."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum, auto
+from typing import Any
+
+import msgspec
+
+from srt.api.bodies import Notice, Parser
+from srt.api.calls import Calls
+from srt.api.http import Exchange
+from srt.api.metrics import Metrics
+from srt.api.schema import Prompt, Request, Schema
+from srt.api.streams import Streams
+from srt.api.tickets import Ticket
+from srt.configs.plan import RuntimePlan
+from srt.errors import ErrorCode, ServingError
+from srt.heartbeat import Board
+from srt.log import REQUESTS, request_line
+from srt.messages import ChatPrompt, TextPrompt, TokenPrompt
+from srt.wire import Outbox
+
+requests_log = logging.getLogger(REQUESTS)
+
+
+class Life(Enum):
+    """What the server as a whole is doing."""
+
+    LOADING = auto()
+    SERVING = auto()
+    DRAINING = auto()
+
+
+class Service:
+    """One server, seen from its HTTP side."""
+
+    def __init__(self, plan: RuntimePlan, tokenizer: Outbox, board: Board) -> None:
+        self.plan = plan
+        self.board = board
+        self.metrics = Metrics()
+        self.streams = Streams(tokenizer, self.metrics)
+        self.calls = Calls(tokenizer)
+        self.schema = Schema(
+            vocab_size=plan.model.vocab_size,
+            context_length=plan.context_length,
+            batch_limit=max(1, plan.max_queued_requests + plan.max_running_requests),
+        )
+        self.model = plan.server.served_model_name or plan.server.model_path
+        self._model_names = {self.model, plan.server.model_path, plan.model.path, "default", ""}
+        self.life = Life.LOADING
+        self.started_at = time.time()
+        self._started = time.perf_counter()
+
+    def open_for_requests(self) -> None:
+        """Every process is ready."""
+        if self.life is Life.LOADING:
+            self.life = Life.SERVING
+            self.metrics.startup_s = time.perf_counter() - self._started
+
+    def check_alive(self) -> None:
+        """Raises: ServingError NOT_READY while the server loads or drains."""
+        if self.life is Life.LOADING:
+            raise ServingError(ErrorCode.NOT_READY, "the server is loading")
+        if self.life is Life.DRAINING:
+            raise ServingError(ErrorCode.NOT_READY, "the server is draining")
+
+    def model_named(self, name: str | None) -> str:
+        """The model's name, if the client asks for it. Raises: ServingError MODEL_NOT_FOUND if not."""
+        if name is not None and name not in self._model_names:
+            raise ServingError(
+                ErrorCode.MODEL_NOT_FOUND, f"the model {name[:256]!r} does not exist, this is {self.model!r}", "model"
+            )
+        return self.model
+
+    async def read(self, exchange: Exchange, parser: Parser) -> tuple[Any, tuple[Notice, ...]]:
+        """The body of a request that asks for work, and what of it was ignored."""
+        self.check_alive()
+        raw = await exchange.body(self.plan.server.max_body_bytes)
+        body, notices = parser.parse(raw, strict=exchange.headers.get(b"x-strict") == b"1")
+        for notice in notices:
+            self.metrics.warnings[notice.kind] += 1
+        return body, notices
+
+    async def with_ids(self, request: Request) -> Request:
+        """The request with its prompts as token ids, if the client wants to see them."""
+        if not request.return_ids:
+            return request
+        return msgspec.structs.replace(request, prompts=tuple([await self._as_ids(p) for p in request.prompts]))
+
+    async def _as_ids(self, prompt: Prompt) -> TokenPrompt:
+        match prompt:
+            case TokenPrompt():
+                return prompt
+            case TextPrompt() | ChatPrompt():
+                return TokenPrompt(await self.calls.tokenize(prompt))
+
+    @contextmanager
+    def serve(self, exchange: Exchange, request: Request, prefix: str = "") -> Iterator[Ticket]:
+        """Run a call for as long as the block lasts; what is still running at its end is cancelled."""
+        self.check_alive()
+        ticket = self.streams.open(request, prefix)
+        exchange.name(ticket.name)
+        ticket.watch(exchange.receive)
+        if self.plan.server.log_requests:
+            self._log_arrival(ticket)
+        try:
+            yield ticket
+        finally:
+            self.streams.close(ticket)
+            if self.plan.server.log_requests:
+                self._log_end(ticket)
+
+    def _log_arrival(self, ticket: Ticket) -> None:
+        request = ticket.request
+        facts = {"rid": ticket.name, "kind": request.kind, "prompts": len(request.prompts), "stream": request.stream}
+        sampling = {f"sampling_{index}": params for index, params in enumerate(map(_told, request.sampling))}
+        if len(set(request.sampling)) == 1:
+            sampling = _told(request.sampling[0])
+        texts = {f"prompt_{index}": _text_of(prompt) for index, prompt in enumerate(request.prompts)}
+        self._log("received", facts, sampling, texts)
+
+    def _log_end(self, ticket: Ticket) -> None:
+        for stream in ticket.streams:
+            facts = {
+                "rid": stream.name,
+                "finish": None if stream.finish is None else stream.finish.kind,
+                "client_gone": ticket.client_gone,
+                "prompt_tokens": stream.prompt_tokens,
+                "cached_tokens": stream.cached_tokens,
+                "completion_tokens": stream.completion_tokens,
+                "seconds": round(time.perf_counter() - ticket.started_at, 6),
+            }
+            self._log("ended", facts, {}, {})
+
+    def _log(self, event: str, facts: dict[str, Any], sampling: dict[str, Any], texts: dict[str, str]) -> None:
+        server = self.plan.server
+        line = request_line(event, server.log_requests_level, server.log_requests_format, facts, sampling, texts)
+        requests_log.info("%s", line)
+
+
+def _told(params: msgspec.Struct) -> dict[str, Any]:
+    """What a client said about sampling, without what it did not."""
+    told: dict[str, Any] = msgspec.to_builtins(params)
+    told.pop("type", None)
+    return told
+
+
+def _text_of(prompt: Prompt) -> str:
+    """A prompt for the log."""
+    match prompt:
+        case TextPrompt(text=text):
+            return text
+        case ChatPrompt(messages=messages):
+            return messages.decode()
+        case TokenPrompt(token_ids=packed):
+            return str(memoryview(packed).cast("i").tolist())

@@ -1,0 +1,145 @@
+"""One HTTP call and the answers to its prompts, as they come.
+
+A `Ticket` is a call, its `Stream`s are the prompts of it. What arrives while a client is slow is merged into the
+stream, so a client that does not read costs one text and one list of ids, and nobody else's time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from srt.api.schema import Request
+from srt.errors import ServingError
+from srt.messages import Delta, Finish, Timing
+
+
+class ClientGone(Exception):
+    """The client closed its connection; there is nobody to answer."""
+
+
+class Stream:
+    """One prompt's answer: what has come and is not yet taken, and totals."""
+
+    __slots__ = (
+        "arrived_at", "cached_tokens", "completion_tokens", "finish", "first_at", "index", "name", "pending_ids",
+        "pending_text", "prompt_tokens", "retractions", "ticket", "timing", "told", "wire_id",
+    )  # fmt: skip
+
+    def __init__(self, ticket: Ticket, index: int, name: str, wire_id: str) -> None:
+        self.ticket = ticket
+        self.index = index
+        self.name = name
+        self.wire_id = wire_id
+        self.pending_text: list[str] = []
+        self.pending_ids: list[int] = []
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.completion_tokens = 0
+        self.retractions = 0
+        self.finish: Finish | None = None
+        self.timing: Timing | None = None
+        self.told = False
+        """The ending has been written to the client."""
+        self.first_at = 0.0
+        self.arrived_at = 0.0
+
+    def merge(self, delta: Delta) -> None:
+        """Add a delta to what waits to be taken."""
+        if delta.text:
+            self.pending_text.append(delta.text)
+        self.pending_ids += delta.token_ids
+        self.completion_tokens += len(delta.token_ids)
+        self.prompt_tokens = delta.prompt_tokens or self.prompt_tokens
+        self.cached_tokens = delta.cached_tokens or self.cached_tokens
+        self.retractions = max(self.retractions, delta.retractions)
+        self.finish = delta.finish
+        self.timing = delta.timing
+
+    def take(self) -> tuple[str, list[int]]:
+        """Text and ids since the last time."""
+        text, ids = self.pending_text, self.pending_ids
+        self.pending_text, self.pending_ids = [], []
+        return text[0] if len(text) == 1 else "".join(text), ids
+
+
+class Ticket:
+    """One call of a client; its handler awaits `news`."""
+
+    def __init__(self, request: Request, name: str) -> None:
+        self.request = request
+        self.name = name
+        self.streams: list[Stream] = []
+        self.names: list[str] = []
+        """Names under which others find this call or one of its prompts."""
+        self.open_streams = 0
+        self.started_at = time.perf_counter()
+        self.abort_text: str | None = None
+        """What the one who aborted wants said about it."""
+        self.task: asyncio.Task[Any] | None = None
+        self.sending_since: float | None = None
+        self._news: list[Stream] = []
+        self._error: ServingError | ClientGone | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def news(self) -> list[Stream]:
+        """Streams that have something to take, as soon as there is one; at the end each has come with its finish.
+
+        Raises: ServingError if a prompt failed, ClientGone if nobody waits for the answer.
+        """
+        if not self._news and self._error is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._error is not None:
+            raise self._error
+        news, self._news = self._news, []
+        return news
+
+    async def whole(self) -> None:
+        """Wait for the ends of all streams. Raises: as `news`."""
+        while self.open_streams or self._error is not None:
+            await self.news()
+
+    def watch(self, receive: Callable[[], Awaitable[Any]]) -> None:
+        """End the call when the client closes its connection."""
+        self._watcher = asyncio.create_task(self._until_gone(receive))
+
+    async def _until_gone(self, receive: Callable[[], Awaitable[Any]]) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.fail(ClientGone())
+
+    def touch(self, stream: Stream) -> None:
+        """A stream has news."""
+        if stream.finish is not None:
+            self.open_streams -= 1
+        if stream not in self._news:
+            self._news.append(stream)
+        self._wake()
+
+    def fail(self, error: ServingError | ClientGone) -> None:
+        """The call ends with an error."""
+        self._error = self._error or error
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def unwatch(self) -> None:
+        """The call is over, whatever the client does next."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    @property
+    def client_gone(self) -> bool:
+        """Whether the client closed its connection before the end."""
+        match self._error:
+            case ClientGone():
+                return True
+            case _:
+                return False

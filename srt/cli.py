@@ -1,0 +1,58 @@
+"""The `server` command: arguments and environment in, exit status out. Nothing else reads the environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from srt import __version__
+from srt.configs.arguments import parse_launch
+from srt.errors import StartupError
+
+USAGE = """\
+usage: server launch --model-path DIR [options]   serve a checkpoint over HTTP
+       server launch --help                       all options, with examples
+       server --version
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        match words:
+            case [] | ["-h" | "--help" | "help", *_]:
+                print(USAGE, end="")
+                return 0
+            case ["--version" | "-V" | "version", *_]:
+                print(f"srt {__version__}")
+                return 0
+            case ["launch", *options]:
+                return _launch(options)
+            case [word, *_]:
+                raise StartupError(f"unknown command {word!r}; `server launch --help` shows what there is")
+            case _:
+                raise AssertionError(words)
+    except StartupError as error:
+        print(f"server: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _launch(options: Sequence[str]) -> int:
+    request = parse_launch(options)
+    environment = dict(os.environ)
+    request = msgspec.structs.replace(
+        request,
+        api_key=request.api_key or environment.get("SRT_API_KEY"),
+        admin_api_key=request.admin_api_key or environment.get("SRT_ADMIN_API_KEY"),
+    )
+    from srt.launch.start import launch  # here: a wrong option is answered before sockets are imported
+
+    return launch(request, environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""What the machine offers, read from the kernel's files, without torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from srt.configs.plan import DeviceFacts
+from srt.errors import StartupError
+
+
+def read_device(asked: str, root: Path = Path("/")) -> DeviceFacts:
+    """Facts of the device that `--device` asks for: auto, cpu or cuda.
+
+    `root` is where /proc, /sys and /dev are. Raises: StartupError for cuda, which this version does not run on.
+    """
+    cuda_devices = len(list(root.glob("dev/nvidia[0-9]*")))
+    if asked == "cuda":
+        there = f"{cuda_devices} NVIDIA device{'s' if cuda_devices != 1 else ''} found"
+        raise StartupError(f"--device cuda: the CUDA path arrives with a later version ({there}); use --device cpu")
+    return DeviceFacts(
+        device="cpu",
+        name=_processor(root),
+        memory_bytes=min(_available_memory(root), _group_memory(root)),
+        cores=min(len(os.sched_getaffinity(0)), _group_cores(root)),
+        cuda_devices=cuda_devices,
+    )
+
+
+def _text(path: Path) -> str:
+    """Content of a kernel file; empty where this kernel has no such file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _processor(root: Path) -> str:
+    for line in _text(root / "proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model", "cpu model"):
+            return value.strip()
+    return "CPU"
+
+
+def _available_memory(root: Path) -> int:
+    for line in _text(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _group(root: Path, controller: str) -> Path:
+    """Folder of this process's control group, version 2 or the given controller of version 1."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            folder = root / "sys/fs/cgroup" / controller
+            return folder / path.lstrip("/") if (folder / path.lstrip("/")).is_dir() else folder
+        if not controllers and (root / "sys/fs/cgroup/cgroup.controllers").is_file():
+            folder = root / "sys/fs/cgroup" / path.lstrip("/")
+            return folder if folder.is_dir() else root / "sys/fs/cgroup"
+    return root / "sys/fs/cgroup"
+
+
+def _group_memory(root: Path) -> int:
+    """Bytes left below the control group's memory limit; more than any machine has where there is no limit."""
+    folder = _group(root, "memory")
+    for limit_name, used_name in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        limit, used = _text(folder / limit_name), _text(folder / used_name)
+        if limit.isdigit():
+            return max(0, int(limit) - int(used or 0))
+    return 1 << 62
+
+
+def _group_cores(root: Path) -> int:
+    """Whole cores of the control group's CPU quota, at least one."""
+    folder = _group(root, "cpu")
+    quota, _, period = _text(folder / "cpu.max").partition(" ")
+    if not quota:
+        quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+    if quota.isdigit() and period.isdigit():
+        return max(1, int(quota) // int(period))
+    return 1 << 20

@@ -1,0 +1,163 @@
+"""Flags of other servers that people will paste: each is answered with its own sentence, none is ignored.
+
+A flag that asks for what happens anyway is accepted with a notice; one that asks for what this version cannot do
+is refused. Names that are mere synonyms of ours stand in the table of srt/configs/server.py.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+
+class Foreign(msgspec.Struct, frozen=True):
+    """Flags that share one answer. `accepts` are the values that mean what happens anyway."""
+
+    names: tuple[str, ...]
+    sentence: str
+    refused: bool = True
+    accepts: tuple[str, ...] = ()
+
+
+def _noted(sentence: str, *names: str) -> Foreign:
+    return Foreign(names, sentence, refused=False)
+
+
+def _refused(sentence: str, *names: str, accepts: tuple[str, ...] = ()) -> Foreign:
+    return Foreign(names, sentence, accepts=accepts)
+
+
+NO_SPECULATION: Final = "speculative decoding is not part of this version"
+NO_GRAMMAR: Final = "output cannot be held to a grammar by this version"
+MODEL_DEFAULTS: Final = "sampling defaults are those of generation_config.json"
+NO_IMAGES: Final = "image input is not part of this version; the language model alone is served"
+NO_PARSERS: Final = (
+    "reasoning and tool calls are not split off by this version; the answer is the text as it was generated"
+)
+NO_TIERS: Final = "evicted KV pages are dropped; there is no host or disk tier in this version"
+NO_LORA: Final = "adapters are not supported"
+NO_CLUSTER: Final = "one machine, one replica, --tp-size workers is all that this version runs"
+NO_TRACE: Final = "traces are not exported; /metrics and --log-requests are what there is to look at"
+NO_TLS: Final = "TLS is not terminated here; put a reverse proxy in front"
+CHOSEN: Final = "this backend is chosen from the device and the weights, and printed at start-up"
+NO_GRAPHS: Final = "a CPU has no CUDA graphs to size"
+NO_FRACTION: Final = (
+    "memory is planned, not given as a fraction: say --context-length and --max-running-requests, or --max-total-tokens"
+)
+
+FOREIGN: Final[tuple[Foreign, ...]] = (
+    # --- what happens anyway ---
+    _noted("no code from a model directory is ever run", "--trust-remote-code"),
+    _noted("/metrics is always on", "--enable-metrics"),
+    _noted("cached_tokens is in every answer", "--enable-cache-report", "--enable-prompt-tokens-details"),
+    _noted("prefill and decode share every step", "--enable-mixed-chunk", "--enable-chunked-prefill"),
+    _noted("prefixes are cached unless --disable-radix-cache is given", "--enable-prefix-caching"),
+    _noted("the next step is planned ahead unless --disable-overlap-schedule is given", "--async-scheduling"),
+    _noted("a CPU runs without graphs", "--enforce-eager", "--disable-cuda-graph", "--disable-decode-cuda-graph"),
+    _noted("there is no such kernel here", "--disable-cascade-attn", "--disable-custom-all-reduce"),
+    _noted("requests are logged only with --log-requests", "--disable-log-requests", "--no-enable-log-requests"),
+    _noted("no warm-up request is sent through the server", "--skip-server-warmup"),
+    # --- memory and scheduling ---
+    _refused(NO_FRACTION, "--mem-fraction-static", "--gpu-memory-utilization"),
+    _refused("give the size of the KV pool in tokens: --max-total-tokens", "--kv-cache-memory-bytes"),
+    _refused("KV is stored in the --dtype of the model", "--kv-cache-dtype", accepts=("auto",)),
+    _refused("a step's prompt tokens are bounded by --chunked-prefill-size", "--max-prefill-tokens"),
+    _refused("requests are admitted by the pages that are free, not by an estimate", "--schedule-conservativeness"),
+    _refused("cached prefixes are evicted least recently used first", "--radix-eviction-policy", accepts=("lru",)),
+    _refused(
+        "there are no priorities in this version; see --schedule-policy",
+        "--enable-priority-scheduling",
+        "--schedule-low-priority-values-first",
+        "--priority-scheduling-preemption-threshold",
+        "--default-priority-value",
+    ),
+    _refused("there is no swapping; a retracted request is computed again", "--swap-space", "--cpu-offload-gb"),
+    _refused(
+        NO_TIERS,
+        "--enable-hierarchical-cache",
+        "--hicache-ratio",
+        "--hicache-size",
+        "--hicache-write-policy",
+        "--hicache-storage-backend",
+    ),
+    # --- backends and devices ---
+    _refused(
+        CHOSEN,
+        "--attention-backend",
+        "--prefill-attention-backend",
+        "--decode-attention-backend",
+        "--mm-attention-backend",
+        "--sampling-backend",
+        "--moe-runner-backend",
+        "--moe-a2a-backend",
+        "--fp8-gemm-backend",
+        accepts=("auto",),
+    ),
+    _refused(
+        NO_GRAPHS,
+        "--cuda-graph-max-bs",
+        "--cuda-graph-bs",
+        "--cuda-graph-max-bs-decode",
+        "--cuda-graph-bs-decode",
+        "--max-seq-len-to-capture",
+    ),
+    _refused("the model is not compiled", "--enable-torch-compile", "--torch-compile-max-bs", "--compilation-config"),
+    _refused("results are not promised to be bit-equal between batch shapes", "--enable-deterministic-inference"),
+    _refused("sleeping and waking are not supported", "--enable-memory-saver", "--enable-sleep-mode"),
+    # --- more than one machine or replica ---
+    _refused(NO_CLUSTER, "--ep-size", "--ep", "--dp-size", "--dp", "--data-parallel-size", accepts=("1",)),
+    _refused(NO_CLUSTER, "--pp-size", "--pipeline-parallel-size", "--nnodes", accepts=("1",)),
+    _refused(NO_CLUSTER, "--node-rank", accepts=("0",)),
+    _refused(NO_CLUSTER, "--enable-expert-parallel", "--enable-dp-attention", "--attn-dp-size"),
+    _refused(NO_CLUSTER, "--load-balance-method"),
+    _refused(NO_CLUSTER, "--dist-init-addr", "--nccl-init-addr", "--distributed-executor-backend"),
+    _refused(NO_CLUSTER, "--disaggregation-mode", accepts=("null",)),
+    # --- model, tokenizer, outputs ---
+    _refused(
+        NO_SPECULATION,
+        "--speculative-algorithm",
+        "--speculative-num-steps",
+        "--speculative-eagle-topk",
+        "--speculative-num-draft-tokens",
+        "--speculative-draft-model-path",
+        "--speculative-config",
+        "--enable-multi-layer-eagle",
+        "--spec",
+    ),
+    _refused(NO_PARSERS, "--reasoning-parser", "--tool-call-parser", "--enable-auto-tool-choice"),
+    _refused(NO_GRAMMAR, "--grammar-backend", accepts=("none",)),
+    _refused(NO_GRAMMAR, "--guided-decoding-backend", "--structured-outputs-config"),
+    _refused(
+        NO_IMAGES,
+        "--enable-multimodal",
+        "--limit-mm-data-per-request",
+        "--limit-mm-per-prompt",
+        "--allowed-media-domains",
+        "--allowed-local-media-path",
+        "--media-url-max-file-size-mb",
+    ),
+    _refused("a prompt that is too long is answered with 400, never cut", "--allow-auto-truncate"),
+    _refused("template arguments are given with a request (chat_template_kwargs)", "--default-chat-template-kwargs"),
+    _refused("the tokenizer is the one in --model-path", "--tokenizer-path", "--tokenizer"),
+    _refused("the tokenizer is the one in --model-path", "--tokenizer-mode", accepts=("auto",)),
+    _refused("one tokenizer process serves all requests", "--tokenizer-worker-num", accepts=("1",)),
+    _refused("the tokenizer is always there; input_ids work as well as text", "--skip-tokenizer-init"),
+    _refused(MODEL_DEFAULTS, "--sampling-defaults", accepts=("model",)),
+    _refused(MODEL_DEFAULTS, "--preferred-sampling-params", "--generation-config"),
+    _refused("only config.json describes the model", "--json-model-override-args", "--hf-overrides"),
+    _refused("a model path is a local directory", "--revision", "--download-dir", "--hf-token"),
+    _refused("only text generation is served", "--is-embedding", "--task", "--runner"),
+    _refused(NO_LORA, "--enable-lora", "--lora-paths", "--lora-modules", "--max-loras-per-batch", "--max-lora-rank"),
+    _refused("weights are loaded shard by shard", "--startup-weight-load-mode", accepts=("serial",)),
+    _refused("weights are loaded shard by shard", "--weight-loader-prefetch-checkpoints"),
+    _refused("weights are loaded shard by shard", "--model-loader-extra-config"),
+    _refused("weights have no version label in this version", "--weight-version"),
+    # --- the HTTP side ---
+    _refused("tokens are sent when they are sampled", "--stream-interval", accepts=("1",)),
+    _refused("cross-origin requests are not allowed", "--allowed-origins", "--allow-credentials", "--allowed-methods"),
+    _refused(NO_TLS, "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs"),
+    _refused(NO_TRACE, "--enable-trace", "--otlp-traces-endpoint", "--crash-dump-folder", "--extra-metric-labels"),
+    _refused("use --log-level", "--log-level-http", "--uvicorn-log-level"),
+    _refused("routes are served at the root; put a reverse proxy in front", "--root-path", "--fastapi-root-path"),
+)

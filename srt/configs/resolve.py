@@ -1,0 +1,134 @@
+"""From what was asked and what is there to the frozen plan: a pure function, every choice with its reason.
+
+Memory is planned before anything is allocated: weights first, KV pools from what is left (srt/configs/pools.py).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from srt.configs.plan import DeviceFacts, GroupPlan, ModelFacts, RuntimePlan
+from srt.configs.pools import ITEM_BYTES, Limits, PoolRequest, Pools, plan_pools
+from srt.configs.server import ServerConfig
+from srt.configs.startup_table import Reasons, human, startup_table
+from srt.errors import StartupError
+
+MEMORY_SHARE: Final = 0.9
+"""Share of free memory that weights and KV may take; the rest is for the processes and activations."""
+CPU_RUNNING_REQUESTS: Final = 64
+CPU_CHUNK_TOKENS: Final = 512
+
+
+def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fresh_seed: int = 0) -> RuntimePlan:
+    """Everything that start-up decides. `fresh_seed` is used where no --random-seed was given.
+
+    Raises: StartupError, one sentence with both numbers, if the server cannot run as asked.
+    """
+    _check_ranks(server, model)
+    dtype, dtype_reason = _dtype(server, model)
+    limits = _limits(server, model)
+    text_bytes = model.weight_bytes["text"] * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
+    request = PoolRequest(
+        groups=model.groups,
+        dtype=dtype,
+        page_size=server.page_size,
+        limits=limits,
+        room=_room(text_bytes, dtype, device),
+        asked_tokens=server.max_total_tokens,
+        asked_ratio=server.swa_full_tokens_ratio,
+    )
+    pools = plan_pools(request)
+    context, context_reason = _context(server, model, pools)
+    running = min(limits.running, *pools.pages.values())
+    chunk = min(limits.chunk, context)
+    plan = RuntimePlan(
+        server=server,
+        model=model,
+        device=device,
+        dtype=dtype,
+        page_size=server.page_size,
+        context_length=context,
+        max_total_tokens=pools.full_tokens,
+        groups=_groups(request, pools, server.tp_size),
+        max_running_requests=running,
+        max_queued_requests=server.max_queued_requests,
+        chunked_prefill_size=chunk,
+        max_step_tokens=chunk + running,
+        steps_in_flight=limits.in_flight,
+        worker_threads=max(1, device.cores // server.tp_size),
+        random_seed=fresh_seed if server.random_seed is None else server.random_seed,
+    )
+    reasons = Reasons(dtype=dtype_reason, context=context_reason, pools=pools.reason, running_wanted=limits.running)
+    return msgspec.structs.replace(plan, table=startup_table(plan, reasons, text_bytes))
+
+
+def _check_ranks(server: ServerConfig, model: ModelFacts) -> None:
+    for group in model.groups:
+        if group.kv_heads % server.tp_size:
+            raise StartupError(
+                f"--tp-size is {server.tp_size}; the {group.name} layers have {group.kv_heads} KV heads, "
+                "which must be divisible by it"
+            )
+
+
+def _dtype(server: ServerConfig, model: ModelFacts) -> tuple[str, str]:
+    if model.dtype not in ITEM_BYTES:
+        raise StartupError(f"the checkpoint is stored in {model.dtype}; supported are {', '.join(ITEM_BYTES)}")
+    if server.dtype != "auto":
+        return server.dtype, "--dtype"
+    if model.dtype in ("bfloat16", "float32"):
+        return model.dtype, "the checkpoint's"
+    return "bfloat16", f"the checkpoint's {model.dtype} is not computed in"
+
+
+def _limits(server: ServerConfig, model: ModelFacts) -> Limits:
+    asked, chunk = server.context_length, server.chunked_prefill_size
+    if asked is not None and asked > model.context_length:
+        raise StartupError(f"--context-length is {asked}; the checkpoint's positions end at {model.context_length}")
+    if chunk == 0:
+        raise StartupError("--chunked-prefill-size is 0; give a number of tokens, or -1 for prompts in one piece")
+    context = asked or model.context_length
+    return Limits(
+        context=context,
+        running=server.max_running_requests or CPU_RUNNING_REQUESTS,
+        chunk=context if chunk == -1 else min(chunk or CPU_CHUNK_TOKENS, context),
+        in_flight=1 if server.disable_overlap_schedule else 2,
+    )
+
+
+def _room(weight_bytes: int, dtype: str, device: DeviceFacts) -> int:
+    """Bytes that are left for KV."""
+    room = int(device.memory_bytes * MEMORY_SHARE) - weight_bytes
+    if room <= 0:
+        raise StartupError(
+            f"the weights need {human(weight_bytes)} in {dtype}; {human(device.memory_bytes)} of memory are free"
+        )
+    return room
+
+
+def _context(server: ServerConfig, model: ModelFacts, pools: Pools) -> tuple[int, str]:
+    asked, held = server.context_length, pools.full_tokens
+    if asked is not None:
+        if asked > held:
+            raise StartupError(f"--context-length is {asked}; the full KV pool holds {held} tokens ({pools.reason})")
+        return asked, "--context-length"
+    if model.context_length > held:
+        return held, f"all that the KV pool holds ({pools.reason}); the checkpoint's is {model.context_length}"
+    return model.context_length, "the checkpoint's"
+
+
+def _groups(request: PoolRequest, pools: Pools, ranks: int) -> tuple[GroupPlan, ...]:
+    return tuple(
+        GroupPlan(
+            name=group.name,
+            layers=group.layers,
+            window=group.window,
+            kv_heads=group.kv_heads,
+            head_dim=group.head_dim,
+            pages=pools.pages[group.name],
+            page_bytes=request.page_bytes(group) // ranks,
+        )
+        for group in request.groups
+    )

@@ -1,0 +1,108 @@
+"""The table that `server launch` prints: what was resolved, to what, why, and the bytes of each part."""
+
+from __future__ import annotations
+
+import msgspec
+
+from srt.configs.plan import Choice, RuntimePlan
+
+
+class Reasons(msgspec.Struct, frozen=True):
+    """Why values are what they are, where the plan alone does not tell."""
+
+    dtype: str
+    context: str
+    pools: str
+    running_wanted: int
+
+
+def human(size: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+def _flag_or(value: object, flag: str, otherwise: str) -> str:
+    return otherwise if value is None else flag
+
+
+def startup_table(plan: RuntimePlan, reasons: Reasons, text_bytes: int) -> tuple[Choice, ...]:
+    """The start-up table: what was resolved, to what, why, and the bytes of each part."""
+    return (*_work_rows(plan, reasons), *_limit_rows(plan, reasons), *_byte_rows(plan, reasons, text_bytes))
+
+
+def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
+    server, device = plan.server, plan.device
+    idle = f"; {device.cuda_devices} NVIDIA device(s) unused, this version runs on a CPU" if device.cuda_devices else ""
+    asked = "--device" if server.device != "auto" else "auto"
+    return [
+        Choice("model", plan.model.path, f"{plan.model.architecture}, {plan.model.model_type}"),
+        Choice("device", device.device, f"{asked}: {device.name}, {human(device.memory_bytes)} free{idle}"),
+        Choice("tensor parallel", str(server.tp_size), "--tp-size"),
+        Choice("threads a worker", str(plan.worker_threads), f"{device.cores} cores / {server.tp_size} workers"),
+        Choice("dtype", plan.dtype, reasons.dtype),
+        Choice("load format", server.load_format, "--load-format"),
+        Choice("context length", f"{plan.context_length} tokens", reasons.context),
+        Choice("random seed", str(plan.random_seed), _flag_or(server.random_seed, "--random-seed", "drawn at start")),
+    ]
+
+
+def _limit_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
+    server = plan.server
+    running = _flag_or(server.max_running_requests, "--max-running-requests", "default on a CPU")
+    if plan.max_running_requests < reasons.running_wanted:
+        running += ", cut to one page each"
+    chunk = _flag_or(server.chunked_prefill_size, "--chunked-prefill-size", "default on a CPU")
+    overlap = "--disable-overlap-schedule" if server.disable_overlap_schedule else "the next step is planned ahead"
+    return [
+        Choice("running requests", str(plan.max_running_requests), running),
+        Choice("queued requests", str(plan.max_queued_requests), "--max-queued-requests"),
+        Choice("prefill chunk", f"{plan.chunked_prefill_size} tokens", chunk),
+        Choice("largest step", f"{plan.max_step_tokens} tokens", "one chunk and one token of each running request"),
+        Choice("steps in flight", str(plan.steps_in_flight), overlap),
+        Choice("schedule policy", server.schedule_policy, "--schedule-policy"),
+        Choice(
+            "prefix cache",
+            "off" if server.disable_radix_cache else "on",
+            "--disable-radix-cache" if server.disable_radix_cache else "pages of ended requests are kept until needed",
+        ),
+        Choice("page size", f"{plan.page_size} tokens", "--page-size"),
+    ]
+
+
+def _byte_rows(plan: RuntimePlan, reasons: Reasons, text_bytes: int) -> list[Choice]:
+    ranks = plan.server.tp_size
+    rows = [Choice("weights: text", human(text_bytes), f"in {plan.dtype}, all ranks")]
+    rows += [
+        Choice(f"weights: {part}", human(0), f"{human(size)} in the checkpoint, not used by this version")
+        for part, size in plan.model.weight_bytes.items()
+        if part != "text" and size
+    ]
+    total = text_bytes
+    for group in plan.groups:
+        tokens = group.pages * plan.page_size
+        size = (group.pages + 1) * group.page_bytes * ranks
+        total += size
+        kind = "every token" if group.window is None else f"window {group.window}"
+        why = reasons.pools if group.window is None else _sliding_reason(plan, tokens)
+        rows.append(
+            Choice(
+                f"KV: {group.name}",
+                human(size),
+                f"{tokens} tokens in {group.pages} pages of {human(group.page_bytes * ranks)}; "
+                f"{len(group.layers)} layers, {kind}; {why}",
+            )
+        )
+    rows.append(Choice("sum", human(total), f"of {human(plan.device.memory_bytes)} free; KV is touched as it is used"))
+    return rows
+
+
+def _sliding_reason(plan: RuntimePlan, tokens: int) -> str:
+    if plan.server.swa_full_tokens_ratio is not None:
+        return "--swa-full-tokens-ratio"
+    if tokens >= plan.max_total_tokens:
+        return "as many as the full pool, so that each cached prefix can keep its window"
+    return "what memory is left"

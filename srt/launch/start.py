@@ -1,0 +1,74 @@
+"""From a parsed command line to a running server and back to an exit status."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import setproctitle
+
+from srt import __version__, log
+from srt.configs.arguments import Launch
+from srt.configs.device import read_device
+from srt.configs.models import read_facts
+from srt.configs.plan import RuntimePlan
+from srt.configs.resolve import resolve
+from srt.configs.server import ServerConfig
+from srt.errors import StartupError
+from srt.heartbeat import process_name
+from srt.launch.report import show_table, url
+from srt.launch.rundir import make_rundir, reserve_port, write_plan
+from srt.launch.supervisor import Supervisor
+
+API_KEY: Final = "SRT_API_KEY"
+ADMIN_API_KEY: Final = "SRT_ADMIN_API_KEY"
+
+logger = logging.getLogger(__name__)
+
+
+def make_plan(server: ServerConfig) -> RuntimePlan:
+    """Read checkpoint and machine, and resolve. Raises: StartupError."""
+    device = read_device(server.device)
+    directory = Path(server.model_path)
+    if not directory.is_dir():
+        raise StartupError(f"--model-path is {server.model_path}; there is no such directory")
+    return resolve(server, read_facts(directory), device, fresh_seed=secrets.randbits(31))
+
+
+def launch(request: Launch, environment: Mapping[str, str], entry: str = "srt.launch.child") -> int:
+    """Run a server until it is told to stop; returns the exit status.
+
+    `environment` is that of this process; the two API keys reach the api process alone. `entry` is the module that
+    children run. Raises: StartupError before anything was started.
+    """
+    begun = time.monotonic()
+    setproctitle.setproctitle(process_name("launch"))  # hides keys given as arguments, too
+    log.configure(process_name("launch"), request.server.log_level, request.server.log_format)
+    for notice in request.notices:
+        logger.warning(notice)
+    keys = {API_KEY: request.api_key, ADMIN_API_KEY: request.admin_api_key}
+    open_environment = {name: value for name, value in environment.items() if name not in keys}
+    given_keys = {name: value for name, value in keys.items() if value is not None}
+    with reserve_port(request.server.host, request.server.port) as reserved:
+        server = msgspec.structs.replace(request.server, port=reserved.getsockname()[1])
+        plan = make_plan(server)
+        rundir = make_rundir()
+
+        def when_ready() -> None:
+            reserved.close()
+            name = server.served_model_name or server.model_path
+            logger.info("%s is served at %s, ready after %.2f s", name, url(plan), time.monotonic() - begun)
+
+        try:
+            write_plan(rundir, plan)
+            supervisor = Supervisor(plan, rundir, open_environment, given_keys, entry)
+            show_table(f"srt {__version__}", plan.table, server.log_format)
+            return supervisor.run(when_ready)
+        finally:
+            shutil.rmtree(rundir, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""Prompts to token ids: plain text, chat messages through the checkpoint's template, or ids as they are."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any, Final, assert_never
+
+import msgspec
+
+from srt.errors import ErrorCode, ServingError
+from srt.messages import ChatPrompt, TextPrompt, TokenPrompt
+from srt.tokenizer.template import ChatTemplate
+from srt.tokenizer.vocabulary import Vocabulary
+
+SURELY_TOO_LONG_CHARACTERS: Final = 16
+"""Characters a token of the context, beyond which a text is first tried in part: an over-long prompt must not
+hold up everybody's answers while all of it is tokenized only to be refused."""
+
+RESERVED_VARIABLES: Final = frozenset({"messages", "tools", "documents", "chat_template"})
+_PREFIX_SLACK_TOKENS: Final = 64
+
+
+def pack_ids(token_ids: list[int]) -> bytes:
+    """Ids as int32 little-endian bytes, the form in which they travel."""
+    return array("i", token_ids).tobytes()
+
+
+def unpack_ids(token_ids: bytes) -> list[int]:
+    """The inverse of `pack_ids`."""
+    packed = array("i")
+    packed.frombytes(token_ids)
+    return packed.tolist()
+
+
+class Prompter:
+    """Turns prompts into ids; the same way for a request and for `/tokenize`."""
+
+    def __init__(self, vocabulary: Vocabulary, template: ChatTemplate | None, context_length: int) -> None:
+        self._vocabulary = vocabulary
+        self._template = template
+        self._context_length = context_length
+
+    def packed_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> bytes:
+        """Ids of a prompt, packed. Raises: ServingError if it has none, or surely too many."""
+        match prompt:
+            case TokenPrompt():
+                packed = prompt.token_ids
+            case TextPrompt():
+                packed = pack_ids(self._encode(prompt.text, add_special_tokens=prompt.add_special_tokens))
+            case ChatPrompt():
+                packed = pack_ids(self._encode(self._render(prompt), add_special_tokens=False))
+            case _:
+                assert_never(prompt)
+        if not packed:
+            raise ServingError(ErrorCode.INVALID_REQUEST, "the prompt has 0 tokens, it needs at least 1", "prompt")
+        return packed
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        limit = self._context_length
+        if len(text) > SURELY_TOO_LONG_CHARACTERS * limit:
+            head = self._vocabulary.encode(text[: SURELY_TOO_LONG_CHARACTERS * limit], add_special_tokens=False)
+            if len(head) > limit + _PREFIX_SLACK_TOKENS:
+                raise ServingError(
+                    ErrorCode.PROMPT_TOO_LONG,
+                    f"the prompt has {len(text)} characters and more than {len(head) - _PREFIX_SLACK_TOKENS} tokens, "
+                    f"the context length is {limit} tokens",
+                    "prompt",
+                )
+        return self._vocabulary.encode(text, add_special_tokens=add_special_tokens)
+
+    def _render(self, prompt: ChatPrompt) -> str:
+        if self._template is None:
+            raise ServingError(
+                ErrorCode.INVALID_REQUEST,
+                "this checkpoint has no chat template; start the server with --chat-template, or send a plain prompt",
+                "messages",
+            )
+        kwargs = msgspec.json.decode(prompt.template_kwargs, type=dict[str, Any]) if prompt.template_kwargs else {}
+        for name in sorted(RESERVED_VARIABLES & kwargs.keys()):
+            raise ServingError(
+                ErrorCode.INVALID_REQUEST, f"'chat_template_kwargs' must not set {name!r}", "chat_template_kwargs"
+            )
+        messages = msgspec.json.decode(prompt.messages, type=list[dict[str, Any]])
+        for index, message in enumerate(messages):
+            self._normalise(message, index)
+        tools = msgspec.json.decode(prompt.tools, type=list[dict[str, Any]]) if prompt.tools else None
+        return self._template.render(messages, tools, kwargs)
+
+    def _normalise(self, message: dict[str, Any], index: int) -> None:
+        """Bring a message into the one form that templates expect, in place."""
+        assert self._template is not None
+        if message.get("role") == "developer" and not self._template.knows_developer:
+            message["role"] = "system"
+        reasoning = message.get("reasoning_content") or message.get("reasoning")
+        if reasoning is not None:
+            message["reasoning_content"] = reasoning
+        match message.get("content"):
+            case None:
+                message["content"] = ""
+            case [*parts] if not self._template.takes_parts:
+                message["content"] = "\n".join(part["text"] for part in parts)
+            case _:
+                pass
+        for position, call in enumerate(message.get("tool_calls") or ()):
+            _open_arguments(call, f"messages[{index}].tool_calls[{position}].function.arguments")
+
+
+def _open_arguments(call: dict[str, Any], where: str) -> None:
+    """Replace a tool call's `arguments`, a JSON text on the wire, by the object that templates iterate over."""
+    match call:
+        case {"function": {"arguments": str(text)}}:
+            pass
+        case _:
+            return
+    try:
+        call["function"]["arguments"] = msgspec.json.decode(text or "{}", type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        message = f"'{where}' is not a JSON object: {text[:80]!r}"
+        raise ServingError(ErrorCode.INVALID_REQUEST, message, where) from error

@@ -1,0 +1,96 @@
+"""What a client asked for, completed by what the checkpoint says, as the scheduler and the worker need it."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from srt.errors import ErrorCode, ServingError
+from srt.messages import SamplingParams, SamplingSpec, StopSpec
+
+log = logging.getLogger(__name__)
+
+GREEDY_BELOW: Final = 1e-6
+"""Temperatures under it are greedy: dividing logits by so little leaves only the largest one."""
+
+_SEED_MASK: Final = (1 << 63) - 1
+
+
+class SamplingDefaults(msgspec.Struct, frozen=True):
+    """What holds where a request says nothing: generation_config.json, then the neutral value."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @classmethod
+    def of(cls, generation_config: Mapping[str, Any]) -> SamplingDefaults:
+        """Defaults of a checkpoint; keys of it that this server cannot honour are logged."""
+        known = {name: generation_config.get(name) for name in cls.__struct_fields__}
+        penalty = generation_config.get("repetition_penalty")
+        if penalty not in (None, 1, 1.0):
+            log.warning("generation_config.json sets repetition_penalty=%s, which is not supported yet", penalty)
+        return cls(**{name: value for name, value in known.items() if value is not None})
+
+
+class SamplingResolver:
+    """Turns `SamplingParams` into specs; requests without a seed draw theirs from `random_seed`, in order."""
+
+    def __init__(
+        self, defaults: SamplingDefaults, eos_token_ids: tuple[int, ...], context_length: int, random_seed: int
+    ) -> None:
+        self._defaults = defaults
+        self._eos_token_ids = eos_token_ids
+        self._context_length = context_length
+        self._seeds = random.Random(random_seed)
+
+    def resolve(self, params: SamplingParams, prompt_tokens: int) -> tuple[SamplingSpec, StopSpec]:
+        """Specs of one request. Raises: ServingError if prompt and answer do not fit into the context."""
+        ends = params.stop_token_ids if params.ignore_eos else (*self._eos_token_ids, *params.stop_token_ids)
+        stop = StopSpec(
+            max_new_tokens=self._max_new_tokens(params, prompt_tokens),
+            token_ids=tuple(dict.fromkeys(ends)),
+            texts=params.stop,
+            keep_text=params.no_stop_trim,
+        )
+        defaults = self._defaults
+        temperature = defaults.temperature if params.temperature is None else params.temperature
+        top_k = defaults.top_k if params.top_k is None else params.top_k
+        seed = self._seeds.getrandbits(63) if params.seed is None else params.seed & _SEED_MASK
+        sampling = SamplingSpec(
+            temperature=0.0 if temperature < GREEDY_BELOW else temperature,
+            top_k=max(top_k, 0),
+            top_p=defaults.top_p if params.top_p is None else params.top_p,
+            min_p=defaults.min_p if params.min_p is None else params.min_p,
+            seed=seed,
+            min_new_tokens=params.min_new_tokens,
+            suppressed_ids=stop.token_ids if params.min_new_tokens else (),
+        )
+        return sampling, stop
+
+    def _max_new_tokens(self, params: SamplingParams, prompt_tokens: int) -> int:
+        limit = self._context_length
+        room = limit - prompt_tokens
+        if room < 1:
+            raise ServingError(
+                ErrorCode.PROMPT_TOO_LONG,
+                f"the prompt has {prompt_tokens} tokens; the context length is {limit} tokens, of which at least 1 "
+                "must be left for the answer",
+                "prompt",
+            )
+        wanted = params.max_new_tokens
+        if wanted is None:
+            return room if params.usual_new_tokens is None else min(params.usual_new_tokens, room)
+        if wanted > room:
+            raise ServingError(
+                ErrorCode.PROMPT_TOO_LONG,
+                f"{wanted} new tokens after a prompt of {prompt_tokens} tokens make {wanted + prompt_tokens}; the "
+                f"context length is {limit} tokens",
+                "max_new_tokens",
+            )
+        return wanted

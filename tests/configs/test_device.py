@@ -1,0 +1,81 @@
+"""What is read from the kernel's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from srt.configs.device import read_device
+from srt.errors import StartupError
+
+
+def machine(root: Path, files: dict[str, str]) -> Path:
+    """A folder that looks like the root of a machine."""
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+MEMINFO = {"proc/meminfo": "MemTotal: 8000000 kB\nMemFree: 1 kB\nMemAvailable: 4000000 kB\n"}
+
+
+def test_this_machine_has_memory_and_cores() -> None:
+    facts = read_device("auto")
+    assert facts.device == "cpu"
+    assert facts.memory_bytes > 1 << 20
+    assert facts.cores >= 1
+
+
+def test_free_memory_is_what_the_kernel_calls_available(tmp_path: Path) -> None:
+    facts = read_device("cpu", machine(tmp_path, MEMINFO | {"proc/cpuinfo": "model name\t: Fast CPU\n"}))
+    assert facts.memory_bytes == 4_000_000 * 1024
+    assert facts.name == "Fast CPU"
+    assert facts.cuda_devices == 0
+
+
+def test_the_limits_of_a_control_group_of_version_2_count(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "0::/box\n",
+        "sys/fs/cgroup/cgroup.controllers": "cpu memory",
+        "sys/fs/cgroup/box/memory.max": "1000000\n",
+        "sys/fs/cgroup/box/memory.current": "400000\n",
+        "sys/fs/cgroup/box/cpu.max": "150000 100000\n",
+    }
+    facts = read_device("cpu", machine(tmp_path, MEMINFO | files))
+    assert facts.memory_bytes == 600_000
+    assert facts.cores == 1
+
+
+def test_the_limits_of_a_control_group_of_version_1_count(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "4:memory:/box\n3:cpu,cpuacct:/box\n0::/\n",
+        "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "1000000\n",
+        "sys/fs/cgroup/memory/box/memory.usage_in_bytes": "1200000\n",
+        "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "100000\n",
+        "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000\n",
+    }
+    facts = read_device("cpu", machine(tmp_path, MEMINFO | files))
+    assert facts.memory_bytes == 0
+    assert facts.cores == 1
+
+
+def test_no_limit_is_no_limit(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/cgroup.controllers": "cpu memory",
+        "sys/fs/cgroup/memory.max": "max\n",
+        "sys/fs/cgroup/cpu.max": "max 100000\n",
+    }
+    assert read_device("cpu", machine(tmp_path, MEMINFO | files)).memory_bytes == 4_000_000 * 1024
+
+
+def test_nvidia_devices_are_counted(tmp_path: Path) -> None:
+    files = {"dev/nvidia0": "", "dev/nvidia1": "", "dev/nvidiactl": ""}
+    assert read_device("auto", machine(tmp_path, MEMINFO | files)).cuda_devices == 2
+
+
+def test_cuda_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="CUDA path arrives with a later version"):
+        read_device("cuda", machine(tmp_path, MEMINFO))
