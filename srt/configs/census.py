@@ -53,13 +53,19 @@ _GROUPED = (
     _Scale("matrix_scale", _MATRIX, ("F32",), 0, 0),
 )
 SCALES: Final = {
-    "fp8": (_Scale("block_scale", {"fp8": "weight_scale_inv", "compressed-tensors": "weight_scale"}, _PLAIN_DTYPES, 128, 128),),
+    "fp8": (
+        _Scale(
+            "block_scale", {"fp8": "weight_scale_inv", "compressed-tensors": "weight_scale"}, _PLAIN_DTYPES, 128, 128
+        ),
+    ),
     "nvfp4": (*_GROUPED, _Scale("input_scale", _INPUT, ("F32",), 0, 0)),
     "nvfp4-a16": _GROUPED,
     PLAIN: (),
 }
 """Scales of each format."""
 _CODES: Final = {"F8_E4M3": "fp8", "U8": "nvfp4"}
+CODED: Final = tuple(_CODES)
+"""Dtypes of codes and of their smallest scales: they keep their size whatever the model computes in."""
 
 
 @dataclass
@@ -103,6 +109,12 @@ def expert_formats(directory: Path, config: Step3p7Config) -> dict[int, str]:
         listed = "".join(f"\n  {problem}" for problem in problems)
         raise StartupError(f"the checkpoint's quantisation is broken, {len(problems)} problem(s):{listed}")
     return formats
+
+
+def announced_formats(config: Step3p7Config) -> dict[int, str]:
+    """The same from config.json alone, for weights that are made up: all routed experts alike."""
+    name = PLAIN if config.quant is None else config.quant.format
+    return {layer.index: name for layer in config.text.layers if layer.routed}
 
 
 def _collect(entries: Iterable[tuple[Path, TensorEntry]]) -> tuple[list[_Module], list[str]]:

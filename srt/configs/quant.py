@@ -95,7 +95,7 @@ def _read_modelopt(section: Section) -> QuantConfig:
         raise section.wrong("quant_algo", algorithm, "NVFP4")
     section.demand("group_size", NVFP4_GROUP)
     groups = section.maybe_section("config_groups")
-    for name in groups.keys() if groups is not None else ():
+    for name in groups.names() if groups is not None else ():
         weights = groups.section(name).maybe_section("weights") if groups is not None else None
         if weights is not None:
             weights.demand("group_size", NVFP4_GROUP)
@@ -114,7 +114,7 @@ def _read_hf_quant(section: Section) -> QuantConfig:
 
 def _read_compressed(section: Section) -> QuantConfig:
     groups = section.section("config_groups")
-    formats = {_compressed_format(groups.section(name)) for name in groups.keys()}
+    formats = {_compressed_format(groups.section(name)) for name in groups.names()}
     if len(formats) != 1:
         raise section.wrong("config_groups", sorted(formats), "groups of one format")
     kv = section.maybe_section("kv_cache_scheme") is not None

@@ -25,8 +25,8 @@ class Section:
     def __contains__(self, name: str) -> bool:
         return self._values.get(name) is not None
 
-    def keys(self) -> list[str]:
-        """The names that are present."""
+    def names(self) -> list[str]:
+        """The keys that are present."""
         return list(self._values)
 
     def raw(self, name: str) -> object:

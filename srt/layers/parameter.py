@@ -80,7 +80,7 @@ class Parameter:
             return f"has shape {list(shape)}, expected {list(expected)}"
         allowed = LOADABLE if self.dtype in LOADABLE else (self.dtype,)
         if dtype not in allowed:
-            return f"has dtype {dtype}, expected {' or '.join(map(str, allowed))}"
+            return f"has dtype {dtype}, expected {'one of ' * (len(allowed) > 1)}{', '.join(map(str, allowed))}"
         return None
 
     def missing(self, name: str) -> list[int] | None:

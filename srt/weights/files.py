@@ -17,7 +17,6 @@ from srt.errors import StartupError
 from srt.layers.parameter import Parameters
 from srt.weights.rules import RuleBook
 
-
 DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,

@@ -52,6 +52,7 @@ def load(parameters: Parameters, book: RuleBook, source: Source, progress: Progr
         if found[0].target is not None:
             wanted_bytes += listed.bytes
             problems += _misfits(parameters, found[0], found[0].target, listed)
+    problems += _twice(claims)
     problems += _missing(parameters, book, claims)
     if problems:
         raise _unfit(problems)
@@ -88,6 +89,17 @@ def _misfits(parameters: Parameters, claim: Claim, target: str, listed: Listed) 
         wrong = parameters[target].misfit(piece, claim.item, shape, listed.dtype)
         if wrong is not None:
             yield f"tensor {listed} {wrong}"
+
+
+def _twice(claims: dict[str, Claim]) -> Iterator[str]:
+    """Tensors for a place that another one has filled: the same piece, or an expert of a stack that is whole."""
+    filled: dict[tuple[str | None, str], set[int | None]] = defaultdict(set)
+    for name, claim in claims.items():
+        for piece in claim.rule.pieces if claim.target is not None else ():
+            items = filled[claim.target, piece]
+            if items and (claim.item in items or None in items or claim.item is None):
+                yield f"tensor {name} is there twice"
+            items.add(claim.item)
 
 
 def _missing(parameters: Parameters, book: RuleBook, claims: dict[str, Claim]) -> Iterator[str]:

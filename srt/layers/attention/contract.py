@@ -6,12 +6,18 @@ stands beside D.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from srt.layers.batch import ForwardBatch, KVLayer
+
+
+def one() -> Tensor:
+    """A scale that changes nothing."""
+    return torch.ones(())
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,9 @@ class AttentionSpec:
     rope: Tensor
     """[positions, rotary_dim] float32: cosines, then sines."""
     eps: float
-    k_scale: Tensor
+    k_scale: Tensor = field(default_factory=one)
     """[] float32: with KV memory in FP8, a stored key stands for code * k_scale. 1 where no checkpoint says so."""
-    v_scale: Tensor
+    v_scale: Tensor = field(default_factory=one)
 
 
 class AttentionBackend(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -39,8 +41,6 @@ class Attention:
             k_norm=k_norm.weight,
             rope=rope,
             eps=eps,
-            k_scale=torch.ones(()),
-            v_scale=torch.ones(()),
         )
         outputs = {
             "q": config.q_heads * head_dim,
@@ -68,7 +68,7 @@ class Attention:
         for name, norm in self._norms.items():
             named |= nested(name, norm.parameters())
         for name, scale in (("k_scale", self.spec.k_scale), ("v_scale", self.spec.v_scale)):
-            named[name] = Parameter((), torch.float32, lambda value, scale=scale: _set(scale, value))
+            named[name] = Parameter((), torch.float32, partial(_set, scale))
         return named
 
 

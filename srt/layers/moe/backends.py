@@ -7,14 +7,15 @@ silence: a clamp that a kernel would drop or apply elsewhere is a reason to refu
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 
-from srt.layers.moe.contract import ExpertRunner, ExpertShape
-from srt.layers.quant.registry import format_of
+from srt.layers.moe.contract import ExpertRunner, rank_shape
+from srt.layers.moe.placement import Placement
+from srt.layers.quant.contract import WeightFormat
 
 REFERENCE: Final = "reference"
 RUNNERS: Final = {
@@ -38,20 +39,17 @@ def runner_names(device: torch.device) -> tuple[str, ...]:
 
 
 def choose_runner(
-    names: Sequence[str], weight_format: str, shape: ExpertShape, dtype: torch.dtype, arguments: Mapping[str, Any]
+    names: Sequence[str], weights: WeightFormat, place: Placement, hidden: int, limit: float | None
 ) -> RunnerChoice:
-    """The first of `names` that computes experts of this shape in this format exactly.
+    """The first of `names` that computes these experts in this format exactly.
 
-    `arguments` are extra constructor arguments by runner name.
     Raises: ValueError that says why each of them refused.
     """
-    refusals = []
+    refusals = list[str]()
     for name in names:
         module, cls = RUNNERS[name].split(":")
-        runner: ExpertRunner = getattr(importlib.import_module(module), cls)(
-            format_of(weight_format, dtype), **arguments.get(name, {})
-        )
-        refusal = runner.refuses(shape)
+        runner: ExpertRunner = getattr(importlib.import_module(module), cls)(weights)
+        refusal = runner.refuses(rank_shape(runner, place, hidden, limit))
         if refusal is None:
             return RunnerChoice(runner, name, "; ".join(refusals) or "first choice here")
         refusals.append(f"{name}: {refusal}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 from torch import Tensor
 
 from srt.configs.step3p7 import LayerConfig, MoeConfig
 from srt.layers.mlp import Mlp
-from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
+from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts, rank_shape
 from srt.layers.moe.placement import Placement, place
 from srt.layers.moe.router import Router
 from srt.layers.parameter import Cut, Parameter, Parameters, Piece, nested
@@ -26,12 +26,9 @@ class MoeBlock:
         self._runner = tools.experts[layer.index]
         self._router = Router(moe, hidden_size, tools.ops)
         self._shared = Mlp(hidden_size, moe.shared_width, layer.shared_limit, tools)
-        weights, group = self._runner.weights, tools.group
-        grain = max(weights.split_rows, weights.split_columns)
-        self._place = place(group.rank, group.size, tools.ep_size, moe.experts, moe.width, grain)
-        multiple = math.lcm(self._runner.width_multiple, grain)
-        padded = -(-self._place.width // multiple) * multiple
-        self._shape = ExpertShape(self._place.experts, hidden_size, padded, layer.limit)
+        weights = self._runner.weights
+        self._place = place(tools.group, tools.ep_size, moe, weights)
+        self._shape = rank_shape(self._runner, self._place, hidden_size, layer.limit)
         self._experts: PackedExperts
         self._stored: dict[str, Tensor] = {}
         self._parameters: Parameters = {}
@@ -40,9 +37,7 @@ class MoeBlock:
             for name, build in (("gate_up", _gate_up), ("down", _down)):
                 shape, pieces = build(grid, self._place, moe.width, self._shape, wide)
                 path = f"{name}.{key}"
-                self._parameters[path] = Parameter.merged(
-                    shape, grid.dtype, pieces, lambda tensor, path=path: self._take(path, tensor)
-                )
+                self._parameters[path] = Parameter.merged(shape, grid.dtype, pieces, partial(self._take, path))
 
     def _take(self, path: str, tensor: Tensor) -> None:
         """Keep a tensor until the last one has come, then pack them all."""

@@ -7,6 +7,7 @@ the decoder layer makes anyway: ranks that hold other experts, or other columns 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,4 +77,8 @@ class ExpertRunner(Protocol):
         ...
 
 
-__all__ = ["ExpertRunner", "ExpertShape", "PackedExperts", "Placement", "StoredExperts"]
+def rank_shape(runner: ExpertRunner, place: Placement, hidden: int, limit: float | None) -> ExpertShape:
+    """Sizes of one rank's experts, its width padded as the runner and its weight format need it."""
+    weights = runner.weights
+    multiple = math.lcm(runner.width_multiple, weights.split_rows, weights.split_columns)
+    return ExpertShape(place.experts, hidden, -(-place.width // multiple) * multiple, limit)

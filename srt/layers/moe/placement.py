@@ -6,12 +6,16 @@ Rank r of R with E groups holds the experts of group r // (R / E) and the r % (R
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from srt.configs.step3p7 import MoeConfig
+from srt.distributed import TensorGroup
 from srt.layers.ops import Choice
+from srt.layers.quant.contract import WeightFormat
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,16 @@ class Placement:
         return Choice(torch.where(here, choice.ids - self.first, self.experts), choice.weights)
 
 
-def place(rank: int, ranks: int, ep_size: int, experts: int, width: int, grain: int) -> Placement:
-    """The share of one rank; widths are cut at multiples of `grain`, which the weight format sets.
+def place(group: TensorGroup, ep_size: int, moe: MoeConfig, weights: WeightFormat) -> Placement:
+    """The share of one rank; widths are cut where the weight format allows it.
 
     Raises: ValueError that names the sizes that would work.
     """
+    rank, ranks, experts, width = group.rank, group.size, moe.experts, moe.width
+    grain = math.lcm(weights.split_rows, weights.split_columns)
     if ranks % ep_size or experts % ep_size:
         legal = _legal(ranks, lambda size: ranks % size == 0 and experts % size == 0)
-        raise ValueError(f"--ep-size {ep_size} does not share out {experts} experts of {ranks} ranks, legal: {legal}")
+        raise ValueError(f"--ep-size {ep_size} does not share out {experts} experts over {ranks} ranks; legal: {legal}")
     parts = ranks // ep_size
     if parts > 1 and width % (parts * grain):
         legal = _legal(width, lambda size: size == 1 or width % (size * grain) == 0)

@@ -53,7 +53,7 @@ class Fp8Blocks:
 
 def encode_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """Activations [T, K] -> (e4m3 codes [T, K], float32 multipliers [T, ceil(K / 128)]), largest magnitude 448."""
-    blocks = functional.pad(x.float(), (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    blocks = torch.unflatten(functional.pad(x.float(), (0, -x.shape[-1] % BLOCK)), -1, (-1, BLOCK))
     scale = _scale(blocks.abs().amax(dim=-1))
     return encode_e4m3(blocks / scale[..., None]).flatten(-2)[..., : x.shape[-1]].contiguous(), scale
 
@@ -73,7 +73,7 @@ def _blocks(weight: Tensor) -> Tensor:
     """[.., N, K] -> [.., N / 128, 128, K / 128, 128], padded with zeros."""
     rows, columns = weight.shape[-2:]
     padded = functional.pad(weight, (0, -columns % BLOCK, 0, -rows % BLOCK))
-    return padded.unflatten(-1, (-1, BLOCK)).unflatten(-3, (-1, BLOCK))
+    return torch.unflatten(torch.unflatten(padded, -1, (-1, BLOCK)), -3, (-1, BLOCK))
 
 
 def _joined(blocks: Tensor, shape: torch.Size) -> Tensor:

@@ -97,7 +97,7 @@ def encode_groups(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     A group whose own scale rounds to zero has codes of zero.
     """
     outer = 1.0 / scale.float()
-    groups = x.float().unflatten(-1, (-1, GROUP))
+    groups = torch.unflatten(x.float(), -1, (-1, GROUP))
     largest = groups.abs().amax(dim=-1)
     group = encode_e4m3(largest / E2M1_MAX * outer)
     inner = group.float()[..., None]
@@ -108,7 +108,7 @@ def encode_groups(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 def unscaled_groups(codes: Tensor, group: Tensor) -> Tensor:
     """Codes [.., K] times group scales [.., K / 16], exact in float32."""
-    return (decode_e2m1(codes).unflatten(-1, (-1, GROUP)) * group.float()[..., None]).flatten(-2)
+    return (torch.unflatten(decode_e2m1(codes), -1, (-1, GROUP)) * group.float()[..., None]).flatten(-2)
 
 
 def reach_scale(largest: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from srt.layers.cpu.experts import CpuExperts
 from srt.layers.cpu.kernels import Kernels
 from srt.layers.ops import Choice
 from srt.layers.quant.plain import Plain
-from tests.support.experts import pack_plain
 from tests.layers.cpu.support import DTYPES, assert_close, gated, random
+from tests.support.experts import pack_plain
 
 
 def _choice(tokens: int, experts: int, top_k: int) -> Choice:

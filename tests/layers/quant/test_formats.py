@@ -157,7 +157,7 @@ def test_nvfp4_activations_follow_the_formula_with_the_calibrated_scale() -> Non
 def test_activations_beyond_the_calibrated_range_saturate() -> None:
     x = torch.full((1, 16), 1e6)
     codes, groups = encode_groups(x, torch.tensor(1.0))
-    assert unscaled_groups(codes, groups).unique().tolist() == [2688.0]
+    assert unscaled_groups(codes, groups).tolist() == [[2688.0] * 16]
 
 
 def test_the_product_of_nvfp4_operands_uses_the_largest_input_scale() -> None:
@@ -185,8 +185,8 @@ def test_nvfp4_refuses_columns_that_leave_a_group_incomplete() -> None:
 def test_no_nvfp4_number_is_off_by_more_than_its_group_allows(rows: int, groups: int, seed: int, power: float) -> None:
     weight = _weight(rows, 16 * groups, seed=seed) * 10.0**power
     decoded = Nvfp4().unpack(Nvfp4().pack(weight))
-    largest = weight.unflatten(-1, (-1, 16)).abs().amax(-1, keepdim=True)
+    largest = torch.unflatten(weight, -1, (-1, 16)).abs().amax(-1, keepdim=True)
     # Half the widest gap between codes (1 of 6) of the group's largest, 1/16 for the rounding of the group scale,
     # and the least group scale (2^-10 of 448 to either side) for groups that are small against the matrix.
     allowed = largest * (1 / 6 + 1 / 16) + weight.abs().max() * 6 / 2688 * 2**-9
-    assert ((decoded - weight).unflatten(-1, (-1, 16)).abs() <= allowed).all()
+    assert (torch.unflatten((decoded - weight), -1, (-1, 16)).abs() <= allowed).all()
