@@ -39,11 +39,16 @@ class Ops(Protocol):
         """
         ...
 
-    def choose_experts(self, logits: Tensor, bias: Tensor, *, top_k: int, factor: float) -> Choice:
+    def pack_router(self, weight: Tensor) -> Tensor:
+        """Lay out a router's weight [E, H] float32 for `route`; the caller lets go of it afterwards."""
+        ...
+
+    def route(self, x: Tensor, packed: Tensor, bias: Tensor, *, top_k: int, factor: float) -> Choice:
         """The K experts with the largest sigmoid(logit) + bias, weighed by sigmoid(logit) alone.
 
-        Weights are normalised to sum to 1, then multiplied by `factor`.
-        Shapes: logits [T, E] float32; bias [E] float32.
+        Logits are x times the router's weight, all in float32. Weights are normalised to sum to 1, then multiplied
+        by `factor`.
+        Shapes: x [T, H]; packed as `pack_router` made it; bias [E] float32.
         """
         ...
 
@@ -71,7 +76,15 @@ class TorchOps:
             return activated * up
         return activated.clamp(max=limit) * up.clamp(min=-limit, max=limit)
 
+    def pack_router(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def route(self, x: Tensor, packed: Tensor, bias: Tensor, *, top_k: int, factor: float) -> Choice:
+        logits = functional.linear(x.float(), packed)
+        return self.choose_experts(logits, bias, top_k=top_k, factor=factor)
+
     def choose_experts(self, logits: Tensor, bias: Tensor, *, top_k: int, factor: float) -> Choice:
+        """The second half of `route`: logits [T, E] float32 to the chosen experts."""
         scores = logits.sigmoid()
         ids = (scores + bias).topk(top_k, dim=-1).indices
         chosen = scores.gather(-1, ids)

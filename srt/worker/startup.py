@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,9 @@ from srt.configs.plan import RuntimePlan
 from srt.configs.step3p7 import Step3p7Config
 from srt.distributed import TensorGroup, join_group
 from srt.errors import StartupError
-from srt.layers.moe.backends import RunnerChoice, choose_runner, runner_names
+from srt.layers.cpu.build import KernelsUnavailable, default_cache
+from srt.layers.cpu.kernels import load_kernels
+from srt.layers.moe.backends import Candidate, RunnerChoice, choose_runner
 from srt.layers.moe.placement import place
 from srt.layers.parameter import Parameters
 from srt.layers.quant.registry import format_of
@@ -30,9 +32,16 @@ from srt.worker.kv_pool import allocate_kv, kv_bytes
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
 
-OPS: Final = {"torch": "srt.layers.ops:TorchOps"}
-LINEAR: Final = {"plain": "srt.layers.linear:PlainLinear", "onednn": "srt.layers.linear:OneDnnLinear"}
-ATTENTION: Final = {"reference": "srt.layers.attention.reference:ReferenceAttention"}
+OPS: Final = {"torch": "srt.layers.ops:TorchOps", "native": "srt.layers.cpu.ops:CpuOps"}
+LINEAR: Final = {
+    "plain": "srt.layers.linear:PlainLinear",
+    "onednn": "srt.layers.linear:OneDnnLinear",
+    "native": "srt.layers.cpu.linear:CpuLinear",
+}
+ATTENTION: Final = {
+    "reference": "srt.layers.attention.reference:ReferenceAttention",
+    "native": "srt.layers.cpu.attention:CpuAttention",
+}
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KV_DTYPES: Final = {**DTYPES, "fp8_e4m3": torch.float8_e4m3fn}
@@ -40,10 +49,11 @@ KV_DTYPES: Final = {**DTYPES, "fp8_e4m3": torch.float8_e4m3fn}
 
 @dataclass(frozen=True)
 class Pick:
-    """A backend by its key in a registry, and why it was taken."""
+    """A backend by its key in a registry, why it was taken, and what its class is made with."""
 
     key: str
     reason: str
+    arguments: tuple[object, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,7 @@ class Picks:
     ops: Pick
     linear: Pick
     attention: Pick
+    experts: Pick
 
 
 @dataclass(frozen=True)
@@ -63,23 +74,42 @@ class Started:
     facts: dict[str, str]
 
 
-def pick_backends(device: str, dtype: torch.dtype) -> Picks:
-    """The fastest backend of each kind that runs this dtype on this device."""
-    plain = Pick("reference", "runs everywhere")
-    linear = Pick("plain", f"{dtype} as stored")
+def reference_backends(reason: str) -> Picks:
+    """Plain torch for everything: every device, every dtype, and the truth that tests hold the others to."""
+    reference = Pick("reference", reason)
+    return Picks(ops=Pick("torch", reason), linear=Pick("plain", reason), attention=reference, experts=reference)
+
+
+def pick_backends(device: str, dtype: torch.dtype, threads: int) -> Picks:
+    """The fastest backend of each kind that runs this dtype on this device.
+
+    On a CPU that is the native kernels, all or none of them; without a compiler plain torch does everything.
+    """
+    reason = "runs everywhere"
+    if device == "cpu":
+        try:
+            kernels = load_kernels(default_cache(), threads)
+        except KernelsUnavailable as unavailable:
+            reason = f"native kernels unavailable: {unavailable}"
+        else:
+            native = Pick("native", f"{kernels.vectors}, {kernels.threading}", (kernels,))
+            return Picks(native, native, native, native)
+    picks = reference_backends(reason)
     if device == "cpu" and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        linear = Pick("onednn", "bfloat16 on a CPU with AVX-512: weights reordered once")
-    return Picks(ops=Pick("torch", "runs everywhere"), linear=linear, attention=plain)
+        return replace(picks, linear=Pick("onednn", f"{reason}; oneDNN has bfloat16 arithmetic here"))
+    return picks
 
 
 def build(registry: dict[str, str], pick: Pick) -> Any:
     """An instance of the class that a registry names."""
     module, name = registry[pick.key].split(":")
-    return getattr(importlib.import_module(module), name)()
+    return getattr(importlib.import_module(module), name)(*pick.arguments)
 
 
-def start(plan: RuntimePlan, rundir: Path, rank: int, progress: Callable[[int, int], None]) -> Started:
-    """Bring up one rank.
+def start(
+    plan: RuntimePlan, rundir: Path, rank: int, progress: Callable[[int, int], None], picks: Picks | None = None
+) -> Started:
+    """Bring up one rank, with the fastest backends unless others are given.
 
     Raises: StartupError if the plan does not fit the checkpoint or the checkpoint does not fit the model.
     """
@@ -91,12 +121,14 @@ def start(plan: RuntimePlan, rundir: Path, rank: int, progress: Callable[[int, i
     config = read_config(path)
     formats = announced_formats(config) if plan.server.load_format == "dummy" else expert_formats(path, config)
     group = join_group(rank, plan.server.tp_size, rundir)
-    picks = pick_backends(plan.device.device, dtype)
+    picks = picks or pick_backends(plan.device.device, dtype, plan.worker_threads)
+    if plan.kv_dtype == "fp8_e4m3" and picks.attention.key == "native":
+        picks = replace(picks, attention=Pick("reference", "the native kernels have no FP8 KV"))
     with torch.inference_mode(), torch.device(plan.device.device):
         family = FAMILIES[config.model_type]
         try:
-            experts = _runners(config, formats, plan, group, dtype)
-            tools = _toolkit(picks, plan, group, dtype, experts)
+            experts = _runners(config, formats, plan, group, picks.experts)
+            tools = _toolkit(picks, plan, group, experts)
             model = family.build(config, tools)
         except ValueError as error:
             raise StartupError(f"--tp-size {group.size} does not fit the model: {error}") from error
@@ -133,25 +165,25 @@ def load_weights(
 
 
 def _runners(
-    config: Step3p7Config, formats: Mapping[int, str], plan: RuntimePlan, group: TensorGroup, dtype: torch.dtype
+    config: Step3p7Config, formats: Mapping[int, str], plan: RuntimePlan, group: TensorGroup, pick: Pick
 ) -> dict[int, RunnerChoice]:
     """A runner for each layer with routed experts; layers of one format and clamp share one.
 
     Raises: ValueError if experts do not divide over the ranks as asked.
     """
     text, asked = config.text, plan.server.moe_runner_backend
-    names = runner_names(torch.device(plan.device.device))
-    if asked != "auto":
-        names = (asked, *(name for name in names if name != asked))
+    candidates = [Candidate(pick.key, pick.reason, pick.arguments), Candidate("reference", "runs everywhere")]
+    if asked == "reference":
+        candidates = [Candidate(asked, "as asked")]
     chosen: dict[tuple[str, float | None], RunnerChoice] = {}
     runners = {}
     for layer in text.layers:
         if layer.routed and text.moe is not None:
             key = formats[layer.index], layer.limit
             if key not in chosen:
-                weights = format_of(key[0], dtype)
+                weights = format_of(key[0], DTYPES[plan.dtype])
                 share = place(group, plan.server.ep_size, text.moe, weights)
-                chosen[key] = choose_runner(names, weights, share, text.hidden_size, layer.limit)
+                chosen[key] = choose_runner(candidates, weights, share, text.hidden_size, layer.limit)
             runners[layer.index] = chosen[key]
     return runners
 
@@ -184,9 +216,7 @@ def _kv_scales(plan: RuntimePlan, parameters: Parameters) -> str:
     return f", {found} of {len(scales)} scales from the checkpoint, 1.0 for the others"
 
 
-def _toolkit(
-    picks: Picks, plan: RuntimePlan, group: TensorGroup, dtype: torch.dtype, experts: Mapping[int, RunnerChoice]
-) -> Toolkit:
+def _toolkit(picks: Picks, plan: RuntimePlan, group: TensorGroup, experts: Mapping[int, RunnerChoice]) -> Toolkit:
     return Toolkit(
         ops=build(OPS, picks.ops),
         linear=build(LINEAR, picks.linear),
@@ -194,7 +224,7 @@ def _toolkit(
         experts={layer: choice.runner for layer, choice in experts.items()},
         ep_size=plan.server.ep_size,
         group=group,
-        dtype=dtype,
+        dtype=DTYPES[plan.dtype],
         positions=plan.context_length + 1,
     )
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from srt.worker.startup import Picks, reference_backends
 from tests.support.checkpoints import write_checkpoint
 from tests.support.rank import RANKS
 from tests.support.steps import Steps, plan_for, random_ids
@@ -33,6 +34,12 @@ def truth(tiny: Path) -> Any:
     return model.eval()
 
 
+@pytest.fixture(params=["fastest", "reference"])
+def picks(request: pytest.FixtureRequest) -> Picks | None:
+    """The backends that start-up would pick on this machine, and plain torch."""
+    return None if request.param == "fastest" else reference_backends("for comparison")
+
+
 def reference(truth: Any, tokens: list[int]) -> Tensor:
     with torch.inference_mode():
         logits: Tensor = truth(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
@@ -53,8 +60,10 @@ def assert_row_equal(steps: Steps, row: int, truth: Any) -> None:
 
 
 @pytest.mark.parametrize("page_size", [1, 16, 64])
-def test_a_whole_prefill_equals_hugging_face(tiny: Path, truth: Any, tmp_path: Path, page_size: int) -> None:
-    steps = Steps(plan_for(tiny, page_size=page_size, pages=512 // page_size), tmp_path)
+def test_a_whole_prefill_equals_hugging_face(
+    tiny: Path, truth: Any, tmp_path: Path, picks: Picks | None, page_size: int
+) -> None:
+    steps = Steps(plan_for(tiny, page_size=page_size, pages=512 // page_size), tmp_path, picks=picks)
     steps.add(0, PROMPT)
     steps.prefill(0)
     assert_row_equal(steps, 0, truth)
@@ -63,24 +72,26 @@ def test_a_whole_prefill_equals_hugging_face(tiny: Path, truth: Any, tmp_path: P
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_chunked_prefill_equals_hugging_face(
-    tiny: Path, truth: Any, tmp_path: Path, chunk: int, page_size: int
+    tiny: Path, truth: Any, tmp_path: Path, picks: Picks | None, chunk: int, page_size: int
 ) -> None:
-    steps = Steps(plan_for(tiny, page_size=page_size, pages=512 // page_size), tmp_path)
+    steps = Steps(plan_for(tiny, page_size=page_size, pages=512 // page_size), tmp_path, picks=picks)
     steps.add(0, PROMPT)
     steps.prefill(0, chunk)
     assert_row_equal(steps, 0, truth)
 
 
-def test_step_by_step_decoding_equals_hugging_face(tiny: Path, truth: Any, tmp_path: Path) -> None:
-    steps = Steps(plan_for(tiny), tmp_path)
+def test_step_by_step_decoding_equals_hugging_face(tiny: Path, truth: Any, tmp_path: Path, picks: Picks | None) -> None:
+    steps = Steps(plan_for(tiny), tmp_path, picks=picks)
     steps.add(0, PROMPT[:40])
     generated = steps.generate(0, 40)
     assert_row_equal(steps, 0, truth)
     assert generated == reference(truth, PROMPT[:40] + generated)[39:-1].argmax(-1).tolist()
 
 
-def test_prefill_chunks_and_decodes_of_ragged_rows_share_a_step(tiny: Path, truth: Any, tmp_path: Path) -> None:
-    steps = Steps(plan_for(tiny, pages=128), tmp_path)
+def test_prefill_chunks_and_decodes_of_ragged_rows_share_a_step(
+    tiny: Path, truth: Any, tmp_path: Path, picks: Picks | None
+) -> None:
+    steps = Steps(plan_for(tiny, pages=128), tmp_path, picks=picks)
     for row, (length, seed) in enumerate([(1, 2), (33, 3), (120, 4), (16, 5), (71, 6)]):
         steps.add(row, random_ids(length, seed, 1024))
     steps.run({0: 1, 1: 33, 2: 50})
@@ -95,9 +106,9 @@ def test_prefill_chunks_and_decodes_of_ragged_rows_share_a_step(tiny: Path, trut
 
 @pytest.mark.parametrize("page_size", [1, 16, 64])
 def test_a_row_that_shares_the_pages_of_a_prefix_equals_hugging_face(
-    tiny: Path, truth: Any, tmp_path: Path, page_size: int
+    tiny: Path, truth: Any, tmp_path: Path, picks: Picks | None, page_size: int
 ) -> None:
-    steps = Steps(plan_for(tiny, page_size=page_size, pages=1024 // page_size), tmp_path)
+    steps = Steps(plan_for(tiny, page_size=page_size, pages=1024 // page_size), tmp_path, picks=picks)
     steps.add(0, PROMPT)
     steps.prefill(0, 32)
     steps.add(1, PROMPT[:128] + random_ids(30, 9, 1024), shares=(0, 128))
@@ -122,8 +133,8 @@ def test_two_ranks_equal_hugging_face_and_each_other(tiny: Path, truth: Any, tmp
         assert_equal(first[row], reference(truth, tokens[row][:-1]))
 
 
-def test_bfloat16_stays_close_to_float32(tiny: Path, truth: Any, tmp_path: Path) -> None:
-    steps = Steps(plan_for(tiny, dtype="bfloat16"), tmp_path)
+def test_bfloat16_stays_close_to_float32(tiny: Path, truth: Any, tmp_path: Path, picks: Picks | None) -> None:
+    steps = Steps(plan_for(tiny, dtype="bfloat16"), tmp_path, picks=picks)
     steps.add(0, PROMPT[:100])
     steps.prefill(0, 30)
     logits, expected = steps.all_logits(0).float(), reference(truth, PROMPT[:100])

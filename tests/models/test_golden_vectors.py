@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from srt.messages import PageUpdate, RowStart, StepPlan
+from srt.models.step3p7_text import Step3p7Text
+from srt.worker.startup import Picks, reference_backends, start
 from tests.support.checkpoints import golden_tensor, write_golden
 from tests.support.steps import GREEDY, Steps, plan_for
 
@@ -33,9 +36,14 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_golden(tmp_path_factory.mktemp("golden"))
 
 
+@pytest.fixture(params=["fastest", "reference"])
+def picks(request: pytest.FixtureRequest) -> Picks | None:
+    return None if request.param == "fastest" else reference_backends("for comparison")
+
+
 @pytest.fixture
-def steps(golden: Path, tmp_path: Path) -> Steps:
-    return Steps(plan_for(golden, page_size=4), tmp_path)
+def steps(golden: Path, tmp_path: Path, picks: Picks | None) -> Steps:
+    return Steps(plan_for(golden, page_size=4), tmp_path, picks=picks)
 
 
 def test_the_weights_that_names_stand_for_are_the_published_ones() -> None:
@@ -61,12 +69,10 @@ def test_greedy_decoding_continues_as_published(steps: Steps) -> None:
     assert steps.generate(0, 8) == CONTINUATION
 
 
-def test_the_residual_stream_after_each_layer_is_the_published_one(golden: Path, tmp_path: Path) -> None:
-    from srt.messages import PageUpdate, RowStart, StepPlan
-    from srt.models.step3p7_text import Step3p7Text
-    from srt.worker.startup import start
-
-    runner = start(plan_for(golden, page_size=4), tmp_path, 0, lambda done, total: None).runner
+def test_the_residual_stream_after_each_layer_is_the_published_one(
+    golden: Path, tmp_path: Path, picks: Picks | None
+) -> None:
+    runner = start(plan_for(golden, page_size=4), tmp_path, 0, lambda done, total: None, picks).runner
     assert isinstance(runner.model, Step3p7Text)
     ids = torch.tensor(PROMPT, dtype=torch.int32).numpy().tobytes()
     pages = [PageUpdate(group, [0], [0], [6], list(range(1, 7))) for group in range(2)]
@@ -74,9 +80,8 @@ def test_the_residual_stream_after_each_layer_is_the_published_one(golden: Path,
     with torch.inference_mode():
         runner.rows.apply(plan)
         batch = runner.rows.batch(plan)
-        x, residual = runner.model.embedding(batch.input_ids), None
-        streams = [x[-1, :4]]
-        for block, memory in zip(runner.model.blocks, runner.kv, strict=True):
-            x, residual = block(x, residual, memory, batch)
-            streams.append((x + residual)[-1, :4])
+        blocks, streams = runner.model.blocks, []
+        for count in range(len(blocks) + 1):
+            runner.model.blocks = blocks[:count]
+            streams.append(runner.model.forward(batch, runner.kv[:count])[-1, :4])
     assert torch.allclose(torch.stack(streams), torch.tensor(RESIDUALS), atol=ROUNDING)

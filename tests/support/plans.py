@@ -1,31 +1,56 @@
-"""Facts of a small imagined checkpoint and machine, and plans made from them."""
+"""Runtime plans for parts that run without a model."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from srt.configs.plan import DeviceFacts, KVGroupSpec, ModelFacts, RuntimePlan
-from srt.configs.resolve import resolve
+from srt.configs.plan import DeviceFacts, GroupPlan, ModelFacts, RuntimePlan
 from srt.configs.server import ServerConfig
 
-MODEL = ModelFacts(
-    path="checkpoint",
-    architecture="Step3p5ForCausalLM",
-    model_type="step3p5",
-    vocab_size=4096,
-    context_length=8192,
-    bos_token_id=0,
-    eos_token_ids=(1,),
-    groups=(
-        KVGroupSpec(name="full", layers=(0, 4), window=None, kv_heads=2, head_dim=32),
-        KVGroupSpec(name="sliding", layers=(1, 2, 3), window=64, kv_heads=2, head_dim=32),
-    ),
-    weight_bytes={"text": 5_000_000, "mtp": 1_000_000, "vision": 0},
-    mtp_modules=3,
-)
-DEVICE = DeviceFacts(device="cpu", name="a CPU", memory_bytes=8 << 30, cores=4)
 
-
-def make_plan(**options: Any) -> RuntimePlan:
-    """The plan of a server with these options on the imagined checkpoint and machine."""
-    return resolve(ServerConfig(model_path="checkpoint", **options), MODEL, DEVICE, fresh_seed=11)
+def runtime_plan(
+    *,
+    page_size: int = 4,
+    window: int = 8,
+    full_pages: int = 64,
+    sliding_pages: int = 64,
+    rows: int = 8,
+    queued: int = 512,
+    chunk: int = 16,
+    step_tokens: int | None = None,
+    context: int = 4096,
+    overlap: bool = True,
+    radix: bool = True,
+    policy: str = "fcfs",
+    watchdog_s: float = 300.0,
+) -> RuntimePlan:
+    """A plan with two KV groups, full and sliding, of which the scheduler reads only sizes and switches."""
+    server = ServerConfig(
+        model_path="none",
+        page_size=page_size,
+        schedule_policy=policy,
+        disable_radix_cache=not radix,
+        disable_overlap_schedule=not overlap,
+        watchdog_timeout=watchdog_s,
+    )
+    facts = ModelFacts("none", "None", "none", 48, context, None, (), (), {})
+    groups = (
+        GroupPlan("full", (0,), None, 1, 1, full_pages, 1),
+        GroupPlan("sliding", (1,), window, 1, 1, sliding_pages, 1),
+    )
+    return RuntimePlan(
+        server=server,
+        model=facts,
+        device=DeviceFacts("cpu", "none", 1, 1),
+        dtype="float32",
+        kv_dtype="float32",
+        page_size=page_size,
+        context_length=context,
+        max_total_tokens=full_pages * page_size,
+        groups=groups,
+        max_running_requests=rows,
+        max_queued_requests=queued,
+        chunked_prefill_size=chunk,
+        max_step_tokens=step_tokens or chunk + rows,
+        steps_in_flight=2 if overlap else 1,
+        worker_threads=1,
+        random_seed=0,
+    )

@@ -17,7 +17,7 @@ from srt.layers.parameter import Parameters
 from srt.messages import PageUpdate, RowStart, SamplingSpec, StepPlan, StepResult
 from srt.models.contract import LanguageModel
 from srt.worker.runner import Runner
-from srt.worker.startup import start
+from srt.worker.startup import Picks, start
 
 GREEDY = SamplingSpec(temperature=0.0)
 
@@ -84,8 +84,8 @@ class Recorder:
 class Steps:
     """Requests on rows of one worker, driven step by step. Pages are handed out in a scattered order and kept."""
 
-    def __init__(self, plan: RuntimePlan, rundir: Path, rank: int = 0) -> None:
-        runner = start(plan, rundir, rank, lambda done, total: None).runner
+    def __init__(self, plan: RuntimePlan, rundir: Path, rank: int = 0, picks: Picks | None = None) -> None:
+        runner = start(plan, rundir, rank, lambda done, total: None, picks).runner
         self.plan, self.recorder = plan, Recorder(runner.model)
         self.runner = Runner(self.recorder, runner.kv, runner.rows, runner.ops)
         self.step = 0

@@ -12,7 +12,7 @@ from srt.layers.cpu.kernels import CODES, Kernels, MoeCall
 from srt.layers.cpu.packing import pack_matrix
 from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
 from srt.layers.ops import Choice
-from srt.layers.quant.plain import Plain
+from srt.layers.quant.contract import WEIGHT, WeightFormat
 
 PANEL_HALF = 16
 """Gate columns of a packed panel, beside as many up columns."""
@@ -23,13 +23,16 @@ class CpuExperts:
 
     width_multiple = 1
 
-    def __init__(self, kernels: Kernels, weights: Plain) -> None:
+    def __init__(self, weights: WeightFormat, kernels: Kernels) -> None:
         self._kernels = kernels
         self.weights = weights
         self._moe = kernels["srt_moe"]
 
     def refuses(self, shape: ExpertShape) -> str | None:
-        return None
+        if shape.elsewhere:
+            return "all experts of a layer must be on this rank"
+        grids = self.weights.grids()
+        return None if len(grids) == 1 and grids[WEIGHT].dtype in CODES else f"no kernels for {self.weights.name}"
 
     def pack(self, experts: StoredExperts, shape: ExpertShape) -> PackedExperts:
         gate_up, down = experts.gate_up.weight, experts.down.weight
@@ -41,6 +44,9 @@ class CpuExperts:
             "down": torch.cat([pack_matrix(self._kernels, one) for one in down.contiguous()]),
         }
         return PackedExperts(shape, tensors)
+
+    def pack_shared(self, shared: StoredExperts, shape: ExpertShape) -> PackedExperts:
+        return self.pack(shared, shape)
 
     def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         return self._run(hidden, choice, self._call(hidden, choice, experts))

@@ -9,19 +9,26 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
-
-import torch
+from typing import Any, Final
 
 from srt.layers.moe.contract import ExpertRunner, rank_shape
 from srt.layers.moe.placement import Placement
 from srt.layers.quant.contract import WeightFormat
 
-REFERENCE: Final = "reference"
 RUNNERS: Final = {
-    REFERENCE: "srt.layers.moe.reference:ReferenceExperts",
+    "native": "srt.layers.cpu.experts:CpuExperts",
+    "reference": "srt.layers.moe.reference:ReferenceExperts",
 }
-"""Runner by the name that `--moe-runner-backend` knows."""
+"""Runner by the name that `--moe-runner-backend` knows; built from a weight format and its own arguments."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A runner that the device can run: its name, why it is worth asking, and its own constructor arguments."""
+
+    name: str
+    reason: str
+    arguments: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,24 +40,19 @@ class RunnerChoice:
     reason: str
 
 
-def runner_names(device: torch.device) -> tuple[str, ...]:
-    """Runners that can work on a device, the fastest first."""
-    return (REFERENCE,)
-
-
 def choose_runner(
-    names: Sequence[str], weights: WeightFormat, place: Placement, hidden: int, limit: float | None
+    candidates: Sequence[Candidate], weights: WeightFormat, place: Placement, hidden: int, limit: float | None
 ) -> RunnerChoice:
-    """The first of `names` that computes these experts in this format exactly.
+    """The first candidate that computes these experts in this format exactly.
 
     Raises: ValueError that says why each of them refused.
     """
     refusals = list[str]()
-    for name in names:
-        module, cls = RUNNERS[name].split(":")
-        runner: ExpertRunner = getattr(importlib.import_module(module), cls)(weights)
+    for candidate in candidates:
+        module, cls = RUNNERS[candidate.name].split(":")
+        runner: ExpertRunner = getattr(importlib.import_module(module), cls)(weights, *candidate.arguments)
         refusal = runner.refuses(rank_shape(runner, place, hidden, limit))
         if refusal is None:
-            return RunnerChoice(runner, name, "; ".join(refusals) or "first choice here")
-        refusals.append(f"{name}: {refusal}")
+            return RunnerChoice(runner, candidate.name, "; ".join([*refusals, candidate.reason]))
+        refusals.append(f"{candidate.name}: {refusal}")
     raise ValueError("; ".join(refusals))

@@ -26,6 +26,8 @@ class ExpertShape:
     hidden: int
     width: int
     limit: float | None
+    elsewhere: bool = False
+    """Other ranks hold other experts of the layer: a choice may name id `experts`, which adds nothing here."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class ExpertRunner(Protocol):
         """Lay out the weights; the caller lets go of them afterwards."""
         ...
 
+    def pack_shared(self, shared: StoredExperts, shape: ExpertShape) -> PackedExperts:
+        """Lay out the shared expert, always plain numbers, as a layer of one expert."""
+        ...
+
     def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         """Sum over a token's experts of weight * down(gated_silu(gate_up(x), limit)): [T, H] -> [T, H].
 
@@ -76,9 +82,14 @@ class ExpertRunner(Protocol):
         """
         ...
 
+    def run_with_shared(self, hidden: Tensor, choice: Choice, experts: PackedExperts, shared: PackedExperts) -> Tensor:
+        """`run` plus the shared expert, which every token uses with weight 1."""
+        ...
+
 
 def rank_shape(runner: ExpertRunner, place: Placement, hidden: int, limit: float | None) -> ExpertShape:
     """Sizes of one rank's experts, its width padded as the runner and its weight format need it."""
     weights = runner.weights
     multiple = math.lcm(runner.width_multiple, weights.split_rows, weights.split_columns)
-    return ExpertShape(place.experts, hidden, -(-place.width // multiple) * multiple, limit)
+    padded = -(-place.width // multiple) * multiple
+    return ExpertShape(place.experts, hidden, padded, limit, elsewhere=place.experts < place.all_experts)

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
+from srt.layers.moe.shared import PlainShared
 from srt.layers.ops import Choice, TorchOps
 from srt.layers.quant.contract import StoredWeight, WeightFormat
 
 
-class ReferenceExperts:
+class ReferenceExperts(PlainShared):
     """The truth for the other runners, in any weight format. Weighted outputs are summed in float32, rounded once.
 
     With `coded`, activations are encoded as a kernel that multiplies codes would do it (FP8 by FP8, NVFP4 by
@@ -31,6 +32,14 @@ class ReferenceExperts:
         return PackedExperts(shape, tensors | {f"down.{key}": tensor for key, tensor in experts.down.tensors.items()})
 
     def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
+        return self._routed(hidden, choice, experts).to(hidden.dtype)
+
+    def run_with_shared(self, hidden: Tensor, choice: Choice, experts: PackedExperts, shared: PackedExperts) -> Tensor:
+        total = self._routed(hidden, choice, experts) + self.run_shared(hidden, shared).float()
+        return total.to(hidden.dtype)
+
+    def _routed(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
+        """Weighted sum over the chosen experts: [T, H] -> [T, H] float32."""
         ops, shape = TorchOps(), experts.shape
         total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         counts = torch.bincount(choice.ids.flatten(), minlength=shape.experts)[: shape.experts]
@@ -39,7 +48,7 @@ class ReferenceExperts:
             gate_up = self._matmul(hidden[tokens], self._weight(experts, "gate_up", expert))
             down = self._matmul(ops.gated_silu(gate_up, shape.limit), self._weight(experts, "down", expert))
             total.index_add_(0, tokens, down.float() * choice.weights[tokens, place, None])
-        return total.to(hidden.dtype)
+        return total
 
     def _weight(self, experts: PackedExperts, name: str, expert: int) -> StoredWeight:
         """One expert's matrix. Scales of the activations stay whole: they belong to the layer."""

@@ -1,0 +1,223 @@
+"""Decides one step: budget + requests + cache -> StepPlan. No clock, no socket, no randomness: same state, same plan.
+
+There are no phases. A row could compute `gap` tokens and is granted min(gap, budget, pages); in this order:
+
+    1  rows whose gap is one token (and its drafts): decodes, oldest first
+    2  rows with wider gaps: prefills under way, oldest first, a chunk each
+    3  requests from the queue, while rows, budget and pages last
+
+When a row finds no page even after eviction, the youngest running request is retracted for it.
+"""
+
+from __future__ import annotations
+
+from srt.cache.lease import Match
+from srt.cache.radix import window_pages
+from srt.messages import PageUpdate, RowStart, StepPlan
+from srt.scheduler.life import retract
+from srt.scheduler.request import Phase, Request, Row, gap
+from srt.scheduler.state import Flight, Grant, SchedulerState
+
+
+class Draft:
+    """A step under construction: what is granted so far, and the budget that is left, in tokens."""
+
+    __slots__ = ("budget", "grants", "starved")
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.grants: list[Grant] = []
+        self.starved = False
+
+
+def plan_step(state: SchedulerState, now_ns: int) -> StepPlan | None:
+    """The next step, booked as in flight; None if there is nothing to do, or no step may be sent ahead.
+
+    `now_ns` only stamps the requests that are admitted.
+    """
+    if len(state.flights) >= state.limits.steps_in_flight:
+        return None
+    draft = Draft(state.limits.max_step_tokens)
+    wide = []
+    for request in state.running[:]:
+        row = request.row
+        if row is None or request.phase is not Phase.RUNNING:
+            continue  # retracted a moment ago, for an older row of this step
+        wanted = gap(request, row)
+        if wanted == 1:
+            grant(state, draft, request, row, 1)
+        elif wanted > 1:
+            wide.append((request, row))
+    for request, row in wide:
+        if request.phase is Phase.RUNNING and draft.budget > 0:
+            grant(state, draft, request, row, gap(request, row))
+    if state.free_rows and len(state.queue) and not (draft.starved and state.rows):
+        admit_from_queue(state, draft, now_ns)
+    return finish_plan(state, draft) if draft.grants else None
+
+
+def grant(state: SchedulerState, draft: Draft, request: Request, row: Row, wanted: int) -> None:
+    """Give a row as many of the wanted tokens as budget, chunk size and pages allow; maybe none."""
+    count = min(wanted, draft.budget, state.limits.chunked_prefill_size)
+    if count <= 0:
+        return
+    lease, size = row.lease, state.cache.page_size
+    if row.computed + count > lease.pages * size:
+        # A chunk leaves a page to each older row, which will need it soon and would else take it back by force.
+        older = state.running.index(request) if count > 1 else 0
+        count = min(count, (lease.pages + pages_for(state, request, older)) * size - row.computed)
+        if count <= 0:
+            draft.starved = True
+            return
+        state.cache.reserve(lease, row.computed + count)
+    row.computed += count
+    row.in_flight += 1
+    emits = row.computed == request.known + row.pending < request.limit_tokens
+    row.pending += emits
+    draft.budget -= count
+    draft.grants.append(Grant(request, row, count, emits))
+
+
+def pages_for(state: SchedulerState, request: Request, left_to_others: int) -> int:
+    """Pages that a row may take now. If there are none at all, the youngest request is retracted for it."""
+    while (room := state.cache.room()) == 0 and not state.draining:
+        victim = state.running[-1]
+        if victim is not request:
+            retract(state, victim)
+        elif len(state.running) == 1 and not state.flights:
+            # Alone and still without a page: copies of pages that others had committed are in the way.
+            retract(state, request)
+            return 0
+        else:
+            return 0  # the youngest waits for an older one to end or to need its pages
+    return max(0, room - left_to_others)
+
+
+def admit_from_queue(state: SchedulerState, draft: Draft, now_ns: int) -> None:
+    """Start waiting requests in the order of the policy, until one does not fit."""
+    seen = (state.totals.departures, state.queue.changes)
+    if state.blocked == seen or draft.budget <= 0:
+        return
+    state.blocked = None
+    cache = state.cache
+    expected = [sum(to_come(state, request, group) for request in state.running) for group in range(len(cache.groups))]
+    for request in state.queue.candidates(lambda request: cached_tokens(state, request)):
+        if draft.budget <= 0 or not state.free_rows:
+            return
+        tokens = bytes(request.tokens)
+        match = cache.match(request.admit.namespace, tokens)
+        if step_aside(state, request, match, tokens):
+            continue
+        if not fits(state, request, match, expected):
+            state.blocked = (state.totals.departures, state.queue.changes)
+            return
+        row = start(state, request, match, tokens, now_ns)
+        grant(state, draft, request, row, gap(request, row))
+        expected = [pages + to_come(state, request, group) for group, pages in enumerate(expected)]
+        if draft.starved:
+            return
+
+
+def cached_tokens(state: SchedulerState, request: Request) -> int:
+    """How many tokens of a waiting request have KV already."""
+    return state.cache.match(request.admit.namespace, bytes(request.tokens)).tokens
+
+
+def step_aside(state: SchedulerState, request: Request, match: Match, tokens: bytes) -> bool:
+    """Whether a request had better wait because a running row computes at least half of what it misses."""
+    promise = state.cache.promised(match, tokens)
+    if promise is None:
+        return False
+    lease, pages = promise
+    shared = pages * state.cache.page_size - match.tokens
+    if 2 * shared < request.known - match.tokens:
+        return False
+    state.queue.park(request, lease, pages)
+    return True
+
+
+def fits(state: SchedulerState, request: Request, match: Match, expected: list[int]) -> bool:
+    """Whether a request can start without the running ones, `expected` to need so many pages, being retracted for it.
+
+    Alone it always can: what could not was refused when it arrived.
+    """
+    if not state.rows:
+        return True
+    for group, pages in enumerate(expected):
+        held = len(match.path) if state.cache.groups[group].window is None else 0
+        needed = expected_pages(state, request, group) - held
+        if needed + pages > state.cache.available(group) - state.cache.idle_pages(match, group):
+            return False
+    return True
+
+
+def to_come(state: SchedulerState, request: Request, group: int) -> int:
+    """Pages that a running request is expected to take beyond those it holds."""
+    row = request.row
+    assert row is not None, "a running request has a row"
+    return max(0, expected_pages(state, request, group) - row.lease.held(group))
+
+
+def expected_pages(state: SchedulerState, request: Request, group: int) -> int:
+    """Pages that a request is expected to hold when it ends, at its most."""
+    size = state.cache.page_size
+    likely = request.prompt_tokens + int(state.share * (request.limit_tokens - request.prompt_tokens))
+    whole = -(-min(request.target, max(likely, request.known + size)) // size)
+    window = state.cache.groups[group].window
+    return whole if window is None else min(whole, window_pages(window, size) + 2)
+
+
+def start(state: SchedulerState, request: Request, match: Match, tokens: bytes, now_ns: int) -> Row:
+    """Give a request a row and the pages of its hit. The worker hears of it with its first tokens."""
+    state.queue.admit(request)
+    request.move(Phase.RUNNING)
+    index = state.free_rows.popleft()
+    row = Row(index, state.cache.open(match, tokens, request.prompt_tokens), match.tokens)
+    state.start(request, row)
+    if request.stamps.admitted_ns is None:
+        request.stamps.admitted_ns = now_ns
+        request.cached_tokens = match.tokens
+        state.totals.cache_queries_tokens += request.prompt_tokens
+        state.totals.cache_hit_tokens += match.tokens
+    return row
+
+
+def finish_plan(state: SchedulerState, draft: Draft) -> StepPlan:
+    """Write the step down as columns, and book it as in flight."""
+    state.totals.steps += 1
+    step = state.totals.steps
+    state.flights.append(Flight(step, draft.grants))
+    rows, counts, emits, starts = [], [], [], []
+    for request, row, tokens, emitting in draft.grants:
+        rows.append(row.index)
+        counts.append(tokens)
+        emits.append(emitting)
+        if not row.lease.told:
+            hit = row.computed - tokens
+            sampling = request.admit.sampling
+            starts.append(RowStart(row.index, row.lease.source, hit, request.prompt_tokens, sampling))
+    # A row that starts again is wiped anyway, so it is not named as freed: the order of the two cannot matter.
+    started = {start.row for start in starts}
+    freed = [row for row in state.freed_rows if row not in started]
+    state.freed_rows.clear()
+    return StepPlan(step, rows, counts, emits, starts, page_updates(state, draft), freed)
+
+
+def page_updates(state: SchedulerState, draft: Draft) -> list[PageUpdate]:
+    """The page table entries that the rows of this step have got since the worker last heard of them."""
+    news = [(row, row.lease.tell()) for _, row, _, _ in draft.grants if row.lease.told < row.lease.pages]
+    updates = []
+    for group in range(len(state.cache.groups)) if news else ():
+        rows: list[int] = []
+        firsts: list[int] = []
+        counts: list[int] = []
+        pages: list[int] = []
+        for row, per_group in news:
+            first, added = per_group[group]
+            if added:
+                rows.append(row.index)
+                firsts.append(first)
+                counts.append(len(added))
+                pages.extend(added)
+        updates.append(PageUpdate(group, rows, firsts, counts, pages))
+    return updates

@@ -1,0 +1,78 @@
+"""What a step's result changes: accepted tokens, endings, committed and released pages."""
+
+from __future__ import annotations
+
+from srt.errors import ProcessLost
+from srt.messages import Emission, Finish, StepResult
+from srt.scheduler.life import close, emit, leave_if_settled
+from srt.scheduler.request import Phase, Request, Row
+from srt.scheduler.state import Grant, SchedulerState
+
+
+def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emission]:
+    """Book the result of the oldest step in flight, and say what the tokenizer has to hear.
+
+    Raises: ProcessLost if the worker answers another step, or for other rows than it was told to.
+    """
+    if not state.flights or state.flights[0].step != result.step:
+        awaited = f"step {state.flights[0].step}" if state.flights else "none"
+        raise ProcessLost(f"the worker answered step {result.step}, awaited was {awaited}")
+    flight = state.flights.popleft()
+    emitting = sum(grant.emits for grant in flight.grants)
+    if len(result.token_counts) != emitting or sum(result.token_counts) != len(result.token_ids):
+        raise ProcessLost(
+            f"the worker answered step {result.step} for {len(result.token_counts)} rows with "
+            f"{len(result.token_ids)} tokens, sampled were {emitting} rows"
+        )
+    emissions: list[Emission] = []
+    at = emitted = 0
+    for grant in flight.grants:
+        tokens: tuple[int, ...] = ()
+        if grant.emits:
+            count = result.token_counts[emitted]
+            tokens = tuple(result.token_ids[at : at + count])
+            at += count
+            emitted += 1
+        emission = settle_row(state, grant, tokens, now_ns)
+        if emission is not None:
+            emissions.append(emission)
+    return emissions
+
+
+def settle_row(state: SchedulerState, grant: Grant, tokens: tuple[int, ...], now_ns: int) -> Emission | None:
+    """One row of a step. Tokens of a row that drains are dropped: its request has ended, or will sample them again."""
+    request, row = grant.request, grant.row
+    row.settled += grant.tokens
+    row.in_flight -= 1
+    accepted: tuple[int, ...] = ()
+    finish = None
+    if request.phase is Phase.RUNNING:
+        row.pending -= grant.emits
+        accepted, finish = accept(request, row, tokens)
+        state.totals.generated_tokens += len(accepted)
+        if accepted and request.stamps.first_token_ns is None:
+            request.stamps.first_token_ns = now_ns
+    commit(state, request, row)
+    if finish is not None:
+        return close(state, request, finish, now_ns, *accepted)
+    leave_if_settled(state, request)
+    return emit(request, accepted) if accepted else None
+
+
+def accept(request: Request, row: Row, sampled: tuple[int, ...]) -> tuple[tuple[int, ...], Finish | None]:
+    """Append sampled tokens up to the first that ends the request; returns those, and why it ends if it does."""
+    for index, token in enumerate(sampled):
+        request.tokens += token.to_bytes(4, "little")
+        if token in request.stop_ids:
+            return sampled[: index + 1], Finish("stop", token)
+        if request.known >= request.limit_tokens:
+            return sampled[: index + 1], Finish("length")
+    ended = not sampled and request.known >= request.limit_tokens and row.settled >= request.prompt_tokens
+    return sampled, Finish("length") if ended else None
+
+
+def commit(state: SchedulerState, request: Request, row: Row) -> None:
+    """Offer to the tree what is computed and final. The last token of an answer is not: that it has KV is chance."""
+    answered = request.known > request.prompt_tokens
+    state.cache.commit(row.lease, request.tokens, min(row.settled, request.known - answered), row.settled)
+    state.queue.committed(row.lease)

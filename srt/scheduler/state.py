@@ -1,0 +1,107 @@
+"""What the scheduler knows. Planner, settling and the life of requests are functions over this one object."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from srt.cache.prefix import PrefixCache
+from srt.configs.plan import RuntimePlan
+from srt.scheduler.queue import WaitingQueue, by_order
+from srt.scheduler.request import Request, Row
+
+FIRST_SHARE: Final = 0.5
+
+
+class Limits(NamedTuple):
+    """The numbers of a `RuntimePlan` that the scheduler obeys; see there."""
+
+    context_length: int
+    max_running_requests: int
+    max_queued_requests: int
+    chunked_prefill_size: int
+    max_step_tokens: int
+    steps_in_flight: int
+
+
+class Grant(NamedTuple):
+    """What one step does for one row."""
+
+    request: Request
+    row: Row
+    tokens: int
+    emits: bool
+
+
+class Flight(NamedTuple):
+    """A step that has been sent and whose result is not back."""
+
+    step: int
+    grants: list[Grant]
+
+
+@dataclass(slots=True)
+class Totals:
+    """What only ever grows."""
+
+    steps: int = 0
+    departures: int = 0
+    """Times that a row gave its pages back."""
+    retracted_requests: int = 0
+    retracted_input_tokens: int = 0
+    retracted_output_tokens: int = 0
+    cache_queries_tokens: int = 0
+    cache_hit_tokens: int = 0
+    generated_tokens: int = 0
+
+
+@dataclass(slots=True)
+class SchedulerState:
+    """All requests, rows and pages.
+
+    `live`: requests that have not been closed, by id. `running`: those in phase RUNNING, oldest first. `rows`: whoever
+    holds a row, RUNNING or DRAINING. `freed_rows`: rows given up that the worker has not been told of. `share`: part
+    of its `max_new_tokens` that a request is expected to use, learned from those that ended. `blocked`: what the
+    world looked like when the next request last did not fit.
+    """
+
+    limits: Limits
+    cache: PrefixCache
+    queue: WaitingQueue
+    free_rows: deque[int]
+    live: dict[str, Request] = field(default_factory=dict)
+    running: list[Request] = field(default_factory=list)
+    rows: dict[int, Request] = field(default_factory=dict)
+    freed_rows: list[int] = field(default_factory=list)
+    flights: deque[Flight] = field(default_factory=deque)
+    totals: Totals = field(default_factory=Totals)
+    arrivals: int = 0
+    share: float = FIRST_SHARE
+    blocked: tuple[int, int] | None = None
+
+    @classmethod
+    def from_plan(cls, plan: RuntimePlan) -> SchedulerState:
+        """An empty scheduler for what start-up resolved."""
+        cache = PrefixCache(plan.groups, plan.page_size, share=not plan.server.disable_radix_cache)
+        limits = Limits(
+            plan.context_length,
+            plan.max_running_requests,
+            plan.max_queued_requests,
+            plan.chunked_prefill_size,
+            plan.max_step_tokens,
+            plan.steps_in_flight,
+        )
+        return cls(limits, cache, WaitingQueue(plan.server.schedule_policy), deque(range(plan.max_running_requests)))
+
+    @property
+    def draining(self) -> int:
+        """Rows whose pages come back when the steps that name them have settled."""
+        return len(self.rows) - len(self.running)
+
+    def start(self, request: Request, row: Row) -> None:
+        """A request takes a row."""
+        request.row = row
+        self.rows[row.index] = request
+        insort(self.running, request, key=by_order)

@@ -1,0 +1,88 @@
+"""The scheduler's gauges and totals as the API process shows them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from srt.messages import GroupUsage, SchedulerStats
+from srt.scheduler.state import SchedulerState
+
+REPORT_NS: Final = 100_000_000
+"""Shortest time between two reports, unless the scheduler goes idle."""
+
+RATE_NS: Final = 1_000_000_000
+"""Time over which the rate of generated tokens is taken."""
+
+
+class Reporter:
+    """Writes a report when there is news and the last one is old enough, and always when the scheduler goes idle."""
+
+    def __init__(self, state: SchedulerState, now_ns: int) -> None:
+        self._state = state
+        self._told: tuple[int, ...] = ()
+        self._told_ns = now_ns - REPORT_NS
+        self._idle_since_ns: int | None = now_ns
+        self._idle_ns = 0
+        self._rate = 0.0
+        self._rate_ns = now_ns
+        self._rate_tokens = 0
+
+    def report(self, now_ns: int) -> SchedulerStats | None:
+        """What has to be told at this moment, if anything."""
+        state = self._state
+        idle = not state.live and not state.rows
+        news = (
+            state.totals.steps,
+            state.totals.departures,
+            state.queue.changes,
+            len(state.live),
+            *(pool.free for pool in state.cache.pools),
+        )
+        self._count_idle(idle, now_ns)
+        if news == self._told or (not idle and now_ns - self._told_ns < REPORT_NS):
+            return None
+        self._told, self._told_ns = news, now_ns
+        self._measure_rate(idle, now_ns)
+        return self._write()
+
+    def _count_idle(self, idle: bool, now_ns: int) -> None:
+        if self._idle_since_ns is not None:
+            self._idle_ns += now_ns - self._idle_since_ns
+        self._idle_since_ns = now_ns if idle else None
+
+    def _measure_rate(self, idle: bool, now_ns: int) -> None:
+        """Tokens a second over at least `RATE_NS`; an idle scheduler generates none."""
+        tokens, elapsed_ns = self._state.totals.generated_tokens, now_ns - self._rate_ns
+        if idle or elapsed_ns >= RATE_NS:
+            self._rate = 0.0 if idle else (tokens - self._rate_tokens) * 1e9 / elapsed_ns
+            self._rate_ns, self._rate_tokens = now_ns, tokens
+
+    def _write(self) -> SchedulerStats:
+        state, totals, tree = self._state, self._state.totals, self._state.cache.tree
+        return SchedulerStats(
+            running=len(state.rows),
+            queued=len(state.queue),
+            groups=group_usages(state),
+            steps=totals.steps,
+            retracted_requests=totals.retracted_requests,
+            retracted_input_tokens=totals.retracted_input_tokens,
+            retracted_output_tokens=totals.retracted_output_tokens,
+            evicted_tokens=tree.evicted[tree.full[0]] * state.cache.page_size,
+            cache_queries_tokens=totals.cache_queries_tokens,
+            cache_hit_tokens=totals.cache_hit_tokens,
+            generated_tokens=totals.generated_tokens,
+            leaked_pages=state.cache.leaked(),
+            gen_throughput=self._rate,
+            idle_s=self._idle_ns / 1e9,
+        )
+
+
+def group_usages(state: SchedulerState) -> tuple[GroupUsage, ...]:
+    """Every KV group's pool by owner, in tokens."""
+    size = state.cache.page_size
+    usages = []
+    for index, group in enumerate(state.cache.groups):
+        use = state.cache.usage(index)
+        tokens = (use.total * size, use.free * size, use.requests * size, use.tree * size, use.evictable * size)
+        usages.append(GroupUsage(group.name, *tokens))
+    return tuple(usages)

@@ -1,0 +1,133 @@
+"""A worker that keeps its promises and has a model small enough to check: wrong pages become wrong tokens.
+
+The value of a token is a checksum over the values of all tokens before it that the full group shows, of those in the
+window that the sliding group shows, and of the token itself. It is stored in the slots that the page tables name, as KV
+would be, and the next token is a function of it. So a token depends on the content of every page that it may see, at
+the moment when it is computed; a page that was lost, freed too early or mistaken for another changes the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from zlib import crc32
+
+from srt.messages import RowStart, StepPlan, StepResult
+
+VOCABULARY = 48
+SLIDING_SALT = 0x5BD1E995
+
+
+class Values:
+    """The values of one sequence, continued token by token. `seen` are those that a group shows so far."""
+
+    def __init__(self, window: int, full: bytes = b"", sliding: bytes = b"") -> None:
+        self._reach = 4 * (window - 1)
+        self._full = crc32(full)
+        self._sliding = sliding[max(0, len(sliding) - self._reach) :]
+        self.value = 0
+
+    def append(self, token: int) -> tuple[bytes, bytes]:
+        """Compute a token; returns what each group has to store for it."""
+        self.value = crc32(self._sliding + token.to_bytes(4, "little"), self._full)
+        full = self.value.to_bytes(4, "little")
+        sliding = (self.value ^ SLIDING_SALT).to_bytes(4, "little")
+        self._full = crc32(full, self._full)
+        joined = self._sliding + sliding
+        self._sliding = joined[max(0, len(joined) - self._reach) :]
+        return full, sliding
+
+    @property
+    def next_token(self) -> int:
+        """What follows the last token."""
+        return self.value % VOCABULARY
+
+
+def answer(prompt: Sequence[int], count: int, window: int) -> list[int]:
+    """What the model says to a prompt when it is alone, without pages."""
+    values = Values(window)
+    for token in prompt:
+        values.append(token)
+    tokens: list[int] = []
+    while len(tokens) < count:
+        tokens.append(values.next_token)
+        values.append(tokens[-1])
+    return tokens
+
+
+class WorkerRow:
+    """What the worker knows of a row: its tokens, how many are computed, and a page table per group."""
+
+    def __init__(self, start: RowStart, groups: int) -> None:
+        ids = start.token_ids
+        self.tokens = [int.from_bytes(ids[at : at + 4], "little") for at in range(0, len(ids), 4)]
+        self.computed = start.computed
+        self.tables: list[dict[int, int]] = [{} for _ in range(groups)]
+
+
+class FakeWorker:
+    """Obeys plans in order, as `StepPlan` describes them, over two pools: full and sliding."""
+
+    def __init__(self, page_size: int, window: int, pages: Sequence[int], rows: int) -> None:
+        self.page_size = page_size
+        self.window = window
+        self.pools = [bytearray(4 * page_size * (count + 1)) for count in pages]
+        self.rows: dict[int, WorkerRow] = {}
+        self.row_count = rows
+        self.step = 0
+        self.computed_tokens = 0
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step."""
+        assert plan.step == self.step + 1, f"step {plan.step} follows step {self.step}"
+        self.step = plan.step
+        for index in plan.freed_rows:
+            del self.rows[index]
+        for start in plan.starts:
+            assert 0 <= start.row < self.row_count
+            self.rows[start.row] = WorkerRow(start, len(self.pools))
+        for update in plan.pages:
+            at = 0
+            for index, first, count in zip(update.rows, update.firsts, update.counts, strict=True):
+                for logical, page in enumerate(update.pages[at : at + count], first):
+                    self.rows[index].tables[update.group][logical] = page
+                at += count
+            assert at == len(update.pages)
+        assert len(set(plan.rows)) == len(plan.rows), "a row is named twice"
+        sampled = []
+        for index, count, emits in zip(plan.rows, plan.counts, plan.emits, strict=True):
+            row = self.rows[index]
+            value = self._compute(row, count)
+            if emits:
+                assert row.computed == len(row.tokens), "a row emits before it has computed all it knows"
+                sampled.append(value.next_token)
+                row.tokens.append(value.next_token)
+        return StepResult(plan.step, sampled, [1] * len(sampled), elapsed_us=1)
+
+    def _compute(self, row: WorkerRow, count: int) -> Values:
+        start, end = row.computed, row.computed + count
+        assert count > 0 and end <= len(row.tokens), f"{count} tokens at {start} of {len(row.tokens)}"
+        values = Values(
+            self.window, self._read(row, 0, 0, start), self._read(row, 1, max(0, start - self.window + 1), start)
+        )
+        for position in range(start, end):
+            for group, stored in enumerate(values.append(row.tokens[position])):
+                slot = self._slot(row, group, position)
+                self.pools[group][slot : slot + 4] = stored
+        row.computed = end
+        self.computed_tokens += count
+        return values
+
+    def _slot(self, row: WorkerRow, group: int, position: int) -> int:
+        page = row.tables[group][position // self.page_size]
+        assert page > 0, "the null page was named"
+        return 4 * (page * self.page_size + position % self.page_size)
+
+    def _read(self, row: WorkerRow, group: int, start: int, end: int) -> bytes:
+        """Values of the positions [start, end) as the row's page table of a group shows them."""
+        if start >= end:
+            return b""
+        width, table, pool = 4 * self.page_size, row.tables[group], self.pools[group]
+        first, last = start // self.page_size, (end - 1) // self.page_size
+        pages = (table[index] for index in range(first, last + 1))
+        shown = b"".join(bytes(pool[page * width : (page + 1) * width]) for page in pages)
+        return shown[4 * start - first * width : 4 * end - first * width]
