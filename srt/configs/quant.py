@@ -17,7 +17,7 @@ from srt.errors import StartupError
 
 PREFIXES: Final = {
     "model.language_model.": "model.",
-    "model.vision_model.": "vision_model.",
+    "model.vision_model": "vision_model",
     "model.vit_large_projector": "vit_large_projector",
     "model.multi_modal_projector": "multi_modal_projector",
 }

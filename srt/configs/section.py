@@ -29,6 +29,10 @@ class Section:
         """The keys that are present."""
         return list(self._values)
 
+    def values(self) -> dict[str, object]:
+        """The object as it was read."""
+        return dict(self._values)
+
     def raw(self, name: str) -> object:
         """A value of any type; None where the key is absent or null."""
         return self._values.get(name)

@@ -40,15 +40,23 @@ class ReferenceExperts(PlainShared):
 
     def _routed(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         """Weighted sum over the chosen experts: [T, H] -> [T, H] float32."""
-        ops, shape = TorchOps(), experts.shape
+        shape = experts.shape
         total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         counts = torch.bincount(choice.ids.flatten(), minlength=shape.experts)[: shape.experts]
         for expert in counts.nonzero()[:, 0].tolist():
             tokens, place = (choice.ids == expert).nonzero(as_tuple=True)
-            gate_up = self._matmul(hidden[tokens], self._weight(experts, "gate_up", expert))
-            down = self._matmul(ops.gated_silu(gate_up, shape.limit), self._weight(experts, "down", expert))
-            total.index_add_(0, tokens, down.float() * choice.weights[tokens, place, None])
+            output = self.expert(hidden[tokens], experts, expert)
+            total.index_add_(0, tokens, output.float() * choice.weights[tokens, place, None])
         return total
+
+    def expert(self, hidden: Tensor, experts: PackedExperts, number: int) -> Tensor:
+        """One expert over the tokens that chose it: [C, H] -> [C, H]."""
+        return self._matmul(self.inner(hidden, experts, number), self._weight(experts, "down", number))
+
+    def inner(self, hidden: Tensor, experts: PackedExperts, number: int) -> Tensor:
+        """What enters its down product: [C, H] -> [C, I]."""
+        gate_up = self._matmul(hidden, self._weight(experts, "gate_up", number))
+        return TorchOps().gated_silu(gate_up, experts.shape.limit)
 
     def _weight(self, experts: PackedExperts, name: str, expert: int) -> StoredWeight:
         """One expert's matrix. Scales of the activations stay whole: they belong to the layer."""
