@@ -184,7 +184,7 @@ def main() -> int:
     names = "; ".join(f"{workload.name}: {workload.about}" for workload in WORKLOADS.values())
     parser.add_argument("--workload", choices=WORKLOADS, default="short", help=names)
     parser.add_argument("--concurrency", type=int, default=4, help="closed loop: clients (default %(default)s)")
-    parser.add_argument("--rate", type=float, default=0.0, help="open loop: sessions per second, replaces --concurrency")
+    parser.add_argument("--rate", type=float, default=0.0, help="open loop: sessions a second, not --concurrency")
     parser.add_argument("--requests", type=int, default=64, help="requests in all (default %(default)s)")
     parser.add_argument("--output-tokens", type=int, help="tokens per answer (default: the workload's)")
     parser.add_argument("--vocab", type=int, default=4096, help="ids are drawn below this (default %(default)s)")

@@ -125,7 +125,12 @@ def main() -> int:
     rows += list(started.facts.items())
     for batch, figures in result["decode_step_ms"].items():
         rate = batch / figures["p50"] * 1e3
-        rows.append((f"decode, batch {batch}", f"{figures['p50']:.2f} ms a step (p99 {figures['p99']:.2f}), {rate:.0f} tokens/s"))
+        rows.append(
+            (
+                f"decode, batch {batch}",
+                f"{figures['p50']:.2f} ms a step (p99 {figures['p99']:.2f}), {rate:.0f} tokens/s",
+            )
+        )
     for tokens, figures in result["first_token_ms"].items():
         rows.append((f"prefill of {tokens}", f"{figures['p50']:.1f} ms to the first token"))
     print(table(rows))

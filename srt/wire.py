@@ -65,6 +65,7 @@ class Outbox:
     def __init__(self, context: zmq.Context[Any], directory: Path, name: str) -> None:
         self._socket = context.socket(zmq.PUSH)
         self._socket.set_hwm(0)
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)  # also if it is never closed: a lost peer must not hold us
         self._socket.connect(address(directory, name))
         self._encode = msgspec.msgpack.Encoder().encode
 

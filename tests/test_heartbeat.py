@@ -17,8 +17,10 @@ BEATING = """
 import sys, time
 from pathlib import Path
 from srt.heartbeat import Board, Heartbeat
-beat = Heartbeat.attach(Board.open(Path(sys.argv[1])), "srt:worker[0]")
+board = Board.open(Path(sys.argv[1]))
+beat = Heartbeat(board.slot("srt:worker[0]"))
 beat.step_begins(7)
+beat = Heartbeat.attach(board, "srt:worker[0]")
 time.sleep(60)
 """
 
@@ -82,7 +84,7 @@ def test_a_stopped_process_turns_late_and_recovers(tmp_path: Path) -> None:
             os.kill(child.pid, signal.SIGSTOP)
             begun = time.monotonic()
             wait_until(board, late=True)
-            assert time.monotonic() - begun < 4
+            assert time.monotonic() - begun < 5
             assert board.ages()[0].step == 7
             os.kill(child.pid, signal.SIGCONT)
             wait_until(board, late=False)
@@ -91,8 +93,8 @@ def test_a_stopped_process_turns_late_and_recovers(tmp_path: Path) -> None:
 
 
 def wait_until(board: Board, *, late: bool) -> None:
-    """Fails after 10 s."""
-    deadline = time.monotonic() + 10
+    """Fails after 30 s."""
+    deadline = time.monotonic() + 30
     while bool(board.late()) != late:
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Exchange], Awaitable[None]]
 
 CLIENT_CLOSED: Final = 499
+CLIENT_GONE: Final = "srt.client_gone"
+"""Key of a scope whose client went away before the end."""
+
 OTHER: Final = "other"
 """Route of requests for paths that do not exist, in metrics."""
 
@@ -85,9 +88,9 @@ class Endpoint:
             await self._handler(exchange)
         except ServingError as error:
             await exchange.fail(error)
+        except ClientGone:
+            scope[CLIENT_GONE] = True
         except Exception as error:
-            if isinstance(error, ClientGone):
-                raise
             await exchange.fail(incident(scope, error))
 
 
@@ -166,9 +169,9 @@ class Gate:
             await self._app(scope, receive, counted_send)
         except ServingError as error:
             await Exchange(scope, receive, counted_send).fail(error)
-        except ClientGone:
-            status = CLIENT_CLOSED
         finally:
+            if CLIENT_GONE in scope:
+                status = CLIENT_CLOSED
             metrics.http_active -= 1
             known = path if path in self._access else "/v1/models/{model}" if path.startswith("/v1/models/") else OTHER
             metrics.http[known, scope["method"] if known != OTHER else OTHER, status] += 1

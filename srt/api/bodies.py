@@ -27,6 +27,10 @@ NO_VALUE: Final = msgspec.Raw(b"null")
 """JSON that is passed on as it came, before it came."""
 
 
+def _no_value() -> msgspec.Raw:
+    return NO_VALUE
+
+
 class Notice(NamedTuple):
     """One entry of `warnings`; `kind` is its metric label."""
 
@@ -107,8 +111,8 @@ class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
 class ChatBody(OpenAIBody, frozen=True):
     """Body of /v1/chat/completions."""
 
-    messages: msgspec.Raw = NO_VALUE
-    tools: msgspec.Raw = NO_VALUE
+    messages: msgspec.Raw = msgspec.field(default_factory=_no_value)
+    tools: msgspec.Raw = msgspec.field(default_factory=_no_value)
     tool_choice: str | dict[str, Any] | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -120,8 +124,8 @@ class ChatBody(OpenAIBody, frozen=True):
 class TokenizeBody(StrictBody, frozen=True):
     """Body of /tokenize: a prompt, or what makes one out of messages in a chat completion."""
 
-    messages: msgspec.Raw = NO_VALUE
-    tools: msgspec.Raw = NO_VALUE
+    messages: msgspec.Raw = msgspec.field(default_factory=_no_value)
+    tools: msgspec.Raw = msgspec.field(default_factory=_no_value)
     tool_choice: str | dict[str, Any] | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None

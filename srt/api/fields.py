@@ -49,7 +49,7 @@ class Field(msgspec.Struct, frozen=True):
 
     def is_neutral(self, value: Any) -> bool:
         """Whether a value asks for nothing; 1 and 1.0 are equal, 1 and true are not."""
-        return any(value == known and (value is True) == (known is True) for known in self.neutral)
+        return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in self.neutral)
 
 
 def _honoured(name: str, bodies: str, note: str) -> Field:

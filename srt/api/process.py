@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +62,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise StartupError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StartupError(f"cannot listen on {host}:{port}: {reason}") from error
     listener.setblocking(False)
     return listener
 
@@ -80,6 +82,7 @@ class ApiProcess:
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level="warning",
             access_log=False,
             proxy_headers=False,
             server_header=False,
@@ -163,4 +166,4 @@ def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat, secrets: Se
             process.close()
     finally:
         launch.close()
-        context.term()
+        context.destroy()

@@ -88,7 +88,7 @@ class PrefixCache:
     def open(self, match: Match, token_ids: bytes, prompt_tokens: int) -> Lease:
         """Begin a row with what was matched. `token_ids` are all tokens known, `prompt_tokens` of them the prompt."""
         tree, depth = self.tree, len(match.path)
-        lease = Lease(tree.enter(match.namespace), token_ids, (prompt_tokens - 1) // self.page_size, len(self.groups))
+        lease = Lease(tree.enter(match.namespace), token_ids, prompt_tokens // self.page_size, len(self.groups))
         tree.warm_up(match.path, depth)
         for group, window in enumerate(tree.windows):
             start = lease.starts[group] = 0 if window is None else self._first_page(match.tokens, group)

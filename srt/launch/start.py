@@ -38,7 +38,12 @@ def make_plan(server: ServerConfig) -> RuntimePlan:
     directory = Path(server.model_path)
     if not directory.is_dir():
         raise StartupError(f"--model-path is {server.model_path}; there is no such directory")
-    return resolve(server, read_facts(directory), device, fresh_seed=secrets.randbits(31))
+    return resolve(
+        server,
+        read_facts(directory, with_weights=server.load_format != "dummy"),
+        device,
+        fresh_seed=secrets.randbits(31),
+    )
 
 
 CHILD_DEFAULTS: Final = {"OMP_WAIT_POLICY": "passive"}

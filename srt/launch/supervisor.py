@@ -104,7 +104,6 @@ class Supervisor:
         entry: str = "srt.launch.child",
     ) -> None:
         self._plan = plan
-        self._rundir = rundir
         roles = [("api", 0), ("tokenizer", 0), ("scheduler", 0)]
         roles += [("worker", rank) for rank in range(plan.server.tp_size)]
         names = [process_name("launch"), *(process_name(role, rank) for role, rank in roles)]
@@ -112,6 +111,7 @@ class Supervisor:
         self._heart = Heartbeat.attach(self._board, names[0])
         self._context: zmq.Context[Any] = zmq.Context()
         self._inbox: Inbox[ToLaunch] = Inbox(self._context, rundir, "launch", ToLaunch)
+        self._to_api = Outbox(self._context, rundir, "api")
         self._signals: list[int] = []
         self._last_words: dict[str, str] = {}
         self._measured: list[Choice] = []
@@ -200,7 +200,7 @@ class Supervisor:
 
     def _open(self, when_ready: Callable[[], None]) -> None:
         """Let the API process take requests, and say so."""
-        Outbox(self._context, self._rundir, "api").send(ServerReady())
+        self._to_api.send(ServerReady())
         show_table("ready after", self._measured, self._plan.server.log_format)
         when_ready()
 

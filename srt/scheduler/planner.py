@@ -60,16 +60,12 @@ def grant(state: SchedulerState, draft: Draft, request: Request, row: Row, wante
     """Give a row as many of the wanted tokens as budget, chunk size and pages allow; maybe none."""
     count = min(wanted, draft.budget, state.limits.chunked_prefill_size)
     if count <= 0:
+        return  # the budget is spent
+    count = affordable(state, request, row, count)
+    if count <= 0:
+        draft.starved = True
         return
-    lease, size = row.lease, state.cache.page_size
-    if row.computed + count > lease.pages * size:
-        # A chunk leaves a page to each older row, which will need it soon and would else take it back by force.
-        older = state.running.index(request) if count > 1 else 0
-        count = min(count, (lease.pages + pages_for(state, request, older)) * size - row.computed)
-        if count <= 0:
-            draft.starved = True
-            return
-        state.cache.reserve(lease, row.computed + count)
+    state.cache.reserve(row.lease, row.computed + count)
     row.computed += count
     row.in_flight += 1
     emits = row.computed == request.known + row.pending < request.limit_tokens
@@ -78,19 +74,36 @@ def grant(state: SchedulerState, draft: Draft, request: Request, row: Row, wante
     draft.grants.append(Grant(request, row, count, emits))
 
 
-def pages_for(state: SchedulerState, request: Request, left_to_others: int) -> int:
-    """Pages that a row may take now. If there are none at all, the youngest request is retracted for it."""
-    while (room := state.cache.room()) == 0 and not state.draining:
+def affordable(state: SchedulerState, request: Request, row: Row, count: int) -> int:
+    """How many of `count` tokens have a page, or can get one now.
+
+    A chunk leaves a page to each older row, which will need it soon and would else take it back by force.
+    """
+    size = state.cache.page_size
+    slack = row.lease.pages * size - row.computed
+    if count <= slack:
+        return count
+    if slack == 0 and not find_page(state, request):
+        return 0
+    older = state.running.index(request) if count > 1 else 0
+    return min(count, slack + max(0, state.cache.room() - older) * size)
+
+
+def find_page(state: SchedulerState, request: Request) -> bool:
+    """Whether there is a page for a running row; if not, the youngest request is retracted for it.
+
+    The youngest itself waits until an older one ends or needs its pages. If it is alone and still finds none, then
+    copies of pages that others had committed are in its way: it is retracted, and finds those pages when it returns.
+    """
+    while state.cache.room() == 0 and not state.draining:
         victim = state.running[-1]
         if victim is not request:
             retract(state, victim)
-        elif len(state.running) == 1 and not state.flights:
-            # Alone and still without a page: copies of pages that others had committed are in the way.
-            retract(state, request)
-            return 0
         else:
-            return 0  # the youngest waits for an older one to end or to need its pages
-    return max(0, room - left_to_others)
+            if len(state.running) == 1 and not state.flights:
+                retract(state, request)
+            return False
+    return state.cache.room() > 0
 
 
 def admit_from_queue(state: SchedulerState, draft: Draft, now_ns: int) -> None:

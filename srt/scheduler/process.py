@@ -198,7 +198,5 @@ class Scheduler:
     def _watch(self) -> None:
         overdue_s = (self._now_ns - self._step_since_ns) / 1e9
         if self.state.flights and overdue_s > self._watchdog_s:
-            step = self.state.flights[0].step
-            raise ProcessLost(
-                f"step {step} has not come back for {overdue_s:.0f} s (watchdog_timeout {self._watchdog_s:g} s)"
-            )
+            step, limit_s = self.state.flights[0].step, self._watchdog_s
+            raise ProcessLost(f"step {step} has not come back for {overdue_s:.1f} s (watchdog_timeout {limit_s:g} s)")

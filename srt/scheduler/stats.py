@@ -78,11 +78,20 @@ class Reporter:
 
 
 def group_usages(state: SchedulerState) -> tuple[GroupUsage, ...]:
-    """Every KV group's pool by owner, in tokens."""
+    """Every KV group's pool by who uses it, in tokens. A page that requests read is theirs, also if the tree owns it;
+    what is left of the tree is evictable, all of it."""
     size = state.cache.page_size
     usages = []
     for index, group in enumerate(state.cache.groups):
         use = state.cache.usage(index)
-        tokens = (use.total * size, use.free * size, use.requests * size, use.tree * size, use.evictable * size)
-        usages.append(GroupUsage(group.name, *tokens))
+        usages.append(
+            GroupUsage(
+                group.name,
+                total_tokens=use.total * size,
+                free_tokens=use.free * size,
+                request_tokens=use.requests * size,
+                tree_tokens=use.evictable * size,
+                evictable_tokens=use.evictable * size,
+            )
+        )
     return tuple(usages)

@@ -192,4 +192,4 @@ def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat) -> None:
     finally:
         process.close()
         launch.close()
-        context.term()
+        context.destroy()

@@ -73,28 +73,14 @@ class Vocabulary:
         self.specials = _special_texts(self.config, read_json_object(directory / "special_tokens_map.json"))
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
-        self._frame = self._opening_and_closing()
         self._bytes: dict[int, bytes] = {}
 
-    def _opening_and_closing(self) -> tuple[list[int], list[int]] | None:
-        """Ids around a plain prompt if tokenizer_config.json decides them, None if tokenizer.json does.
-
-        Source: transformers 5, where `add_bos_token` and `add_eos_token` override the post-processor.
-        """
-        if "add_bos_token" not in self.config and "add_eos_token" not in self.config:
-            return None
-        ends: list[list[int]] = []
-        for flag, name in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
-            token = self._tokenizer.token_to_id(self.specials.get(name, "")) if self.config.get(flag) else None
-            ends.append([] if token is None else [token])
-        return ends[0], ends[1]
-
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Ids of a text; `add_special_tokens` lets the checkpoint put its opening and closing tokens around it."""
-        if self._frame is None or not add_special_tokens:
-            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
-        opening, closing = self._frame
-        return [*opening, *self._tokenizer.encode(text, add_special_tokens=False).ids, *closing]
+        """Ids of a text; `add_special_tokens` lets tokenizer.json put its opening and closing tokens around it.
+
+        `add_bos_token` in tokenizer_config.json is not looked at: transformers' generic fast class does not either.
+        """
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def bytes_of(self, token_id: int) -> bytes:
         """What a token stands for; ids without an entry in the vocabulary stand for nothing."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from srt.configs.plan import GroupPlan
 from srt.layers.batch import KVLayer
@@ -20,8 +23,14 @@ def allocate_kv(groups: Sequence[GroupPlan], page_size: int, ranks: int, dtype: 
     for group in groups:
         shape = (group.pages + 1, page_size, group.kv_heads // ranks, group.head_dim)
         for layer in group.layers:
-            memory[layer] = KVLayer(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+            memory[layer] = KVLayer(_zeros(shape, dtype), _zeros(shape, dtype))
     return [memory[layer] for layer in sorted(memory)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeroed host memory that the system hands out page by page when it is first written; torch.zeros touches all."""
+    flat = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(flat).view(dtype).view(shape)
 
 
 def kv_bytes(memory: Sequence[KVLayer]) -> int:

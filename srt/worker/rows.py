@@ -1,18 +1,16 @@
 """The state of requests on a worker: one row each, written by step plans, read by forward passes.
 
-Tokens and page tables live where the model lives; counters live on the host. A sampled token goes straight into its
-row's tokens, so the next step finds its input there and no plan ever names it.
+A sampled token goes straight into its row's tokens, so the next step finds its input there and no plan ever names it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from srt.errors import ProcessLost
 from srt.layers.batch import ForwardBatch
@@ -25,7 +23,6 @@ _COLUMNS = np.dtype(
     [
         ("computed", np.int64),
         ("known", np.int64),
-        ("prompt", np.int64),
         ("temperature", np.float64),
         ("top_k", np.int64),
         ("top_p", np.float64),
@@ -38,17 +35,27 @@ _COLUMNS = np.dtype(
 `free_from` must not be of the suppressed ids."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """A plan's rows as arrays, and the forward pass that they make. `ends` counts a row's tokens after the step."""
+
+    rows: Ints
+    ends: Ints
+    emitting: Ints
+    """The rows that sample, in plan order."""
+    batch: ForwardBatch
+
+
 class Rows:
     """All rows; memory grows with the highest row number in use."""
 
-    def __init__(self, group_names: Sequence[str], page_size: int, context_length: int, rows: int) -> None:
+    def __init__(self, groups: int, page_size: int, context_length: int, rows: int) -> None:
         self._page_size = page_size
-        self._group_names = group_names
         self._width = context_length + 1
         self._pages = -(-context_length // page_size)
         self._host = np.zeros(rows, _COLUMNS)
-        self._tokens = torch.zeros(rows, self._width, dtype=torch.int64)
-        self._tables = [torch.zeros(rows, self._pages, dtype=torch.int32) for _ in group_names]
+        self._tokens = np.zeros((rows, self._width), np.int64)
+        self._tables = [np.zeros((rows, self._pages), np.int32) for _ in range(groups)]
         self._suppressed: dict[int, tuple[int, ...]] = {}
 
     # --- what plans write ---------------------------------------------------------------------------------
@@ -73,14 +80,13 @@ class Rows:
             raise ProcessLost(
                 f"row {row} starts with {len(tokens)} tokens, {start.computed} computed; it can hold {self._width - 1}"
             )
-        self._tokens[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
+        self._tokens[row, : len(tokens)] = tokens
         for table in self._tables:
-            table[row].zero_()
+            table[row] = 0
         sampling = start.sampling
         self._host[row] = (
             start.computed,
             len(tokens),
-            start.prompt_tokens,
             sampling.temperature,
             sampling.top_k,
             sampling.top_p,
@@ -95,65 +101,74 @@ class Rows:
     def _grow(self, rows: int) -> None:
         more = max(rows, 2 * len(self._host)) - len(self._host)
         self._host = np.concatenate([self._host, np.zeros(more, _COLUMNS)])
-        self._tokens = torch.cat([self._tokens, self._tokens.new_zeros(more, self._width)])
-        self._tables = [torch.cat([table, table.new_zeros(more, self._pages)]) for table in self._tables]
+        self._tokens = np.pad(self._tokens, ((0, more), (0, 0)))
+        self._tables = [np.pad(table, ((0, more), (0, 0))) for table in self._tables]
 
     def _write_pages(self, update: PageUpdate) -> None:
         """Page table entries, all of an update in one write."""
-        counts = np.array(update.counts, dtype=np.int64)
+        counts = np.array(update.counts, np.int64)
         if counts.sum() != len(update.pages):
             raise ProcessLost(f"a page update names {len(update.pages)} pages for {counts.sum()} entries")
-        rows = np.repeat(np.array(update.rows, dtype=np.int64), counts)
-        columns = np.repeat(np.array(update.firsts, dtype=np.int64), counts) + _offsets(counts)
-        pages = torch.tensor(update.pages, dtype=torch.int32)
-        self._tables[update.group][torch.from_numpy(rows), torch.from_numpy(columns)] = pages
+        rows = np.repeat(np.array(update.rows, np.int64), counts)
+        columns = np.repeat(np.array(update.firsts, np.int64), counts) + _offsets(counts)
+        self._tables[update.group][rows, columns] = update.pages
 
     # --- what a step reads --------------------------------------------------------------------------------
 
-    def batch(self, plan: StepPlan) -> ForwardBatch:
-        """The tensors of a step.
+    def begin(self, plan: StepPlan) -> Step:
+        """The arrays and tensors of a step.
 
-        Raises: ProcessLost if a row would compute tokens that are not known, or emit before its last one.
+        Raises: ProcessLost if a row would compute tokens that are not known, emit before its last one, or is named
+            twice.
         """
-        rows, counts = np.array(plan.rows, dtype=np.int64), np.array(plan.counts, dtype=np.int64)
-        emits = np.array(plan.emits, dtype=bool)
-        computed = self._host["computed"][rows]
+        rows, counts = np.array(plan.rows, np.int64), np.array(plan.counts, np.int64)
+        emits = np.array(plan.emits, np.bool_)
+        computed, known = self._host["computed"][rows], self._host["known"][rows]
         ends = computed + counts
-        wrong = (counts < 1) | (ends > self._host["known"][rows]) | (emits & (ends != self._host["known"][rows]))
+        wrong = (counts < 1) | (ends > known) | (emits & (ends != known))
         if wrong.any():
-            at = int(np.flatnonzero(wrong)[0])
+            at = int(wrong.argmax())
             raise ProcessLost(
-                f"step {plan.step}: row {rows[at]} has {self._host['known'][rows[at]]} tokens, {computed[at]} computed;"
+                f"step {plan.step}: row {rows[at]} has {known[at]} tokens, {computed[at]} computed;"
                 f" it cannot compute {counts[at]} more and {'emit' if emits[at] else 'go on'}"
             )
-        starts = np.zeros(len(rows) + 1, dtype=np.int32)
+        if len(set(plan.rows)) < len(rows):
+            raise ProcessLost(f"step {plan.step} names a row twice: {sorted(plan.rows)}")
+        starts = np.zeros(len(rows) + 1, np.int32)
         np.cumsum(counts, out=starts[1:])
-        positions = torch.from_numpy(np.repeat(computed, counts) + _offsets(counts))
-        token_rows = torch.from_numpy(np.repeat(rows, counts))
-        row_index = torch.from_numpy(rows)
+        if starts[-1] == len(rows):
+            token_rows, positions = rows, computed
+        else:
+            token_rows, positions = np.repeat(rows, counts), np.repeat(computed, counts) + _offsets(counts)
         pages = -(-int(ends.max()) // self._page_size)
-        logical, offset = positions // self._page_size, positions % self._page_size
-        return ForwardBatch(
-            input_ids=self._tokens[token_rows, positions],
-            positions=positions,
+        logical = positions // self._page_size
+        offsets = positions - logical * self._page_size
+        batch = ForwardBatch(
+            input_ids=torch.from_numpy(self._tokens[token_rows, positions]),
+            positions=torch.from_numpy(positions),
             query_starts=torch.from_numpy(starts),
             query_starts_list=starts.tolist(),
             kv_lens=torch.from_numpy(ends.astype(np.int32)),
             kv_lens_list=ends.tolist(),
-            page_tables=tuple(table[:, :pages].index_select(0, row_index) for table in self._tables),
-            slots=tuple(table[token_rows, logical] * self._page_size + offset for table in self._tables),
+            page_tables=tuple(torch.from_numpy(table[:, :pages].take(rows, axis=0)) for table in self._tables),
+            slots=tuple(
+                torch.from_numpy(table[token_rows, logical] * np.int64(self._page_size) + offsets)
+                for table in self._tables
+            ),
             logit_tokens=torch.from_numpy(starts[1:][emits].astype(np.int64) - 1),
             page_size=self._page_size,
         )
+        return Step(rows, ends, rows[emits], batch)
 
-    def sampling(self, plan: StepPlan) -> SamplingColumns:
+    def sampling(self, step: Step) -> SamplingColumns:
         """Settings of the rows that emit in a step, in plan order."""
-        rows = _emitting(plan)
-        host = self._host[rows]
+        host = self._host[step.emitting]
         suppressed: list[tuple[int, tuple[int, ...]]] = []
         if self._suppressed:
-            early = np.flatnonzero(host["known"] < host["free_from"])
-            suppressed = [(int(at), self._suppressed[int(rows[at])]) for at in early if rows[at] in self._suppressed]
+            for at in np.flatnonzero(host["known"] < host["free_from"]):
+                row = int(step.emitting[at])
+                if row in self._suppressed:
+                    suppressed.append((int(at), self._suppressed[row]))
         return SamplingColumns(
             temperature=host["temperature"],
             top_k=host["top_k"],
@@ -164,19 +179,13 @@ class Rows:
             suppressed=suppressed,
         )
 
-    def advance(self, plan: StepPlan, sampled: Tensor | None) -> None:
+    def end(self, step: Step, sampled: Sequence[int]) -> None:
         """A step is done: its tokens have KV, and what its emitting rows sampled are their next tokens."""
-        np.add.at(self._host["computed"], plan.rows, plan.counts)
-        if sampled is None:
-            return
-        rows = _emitting(plan)
-        self._tokens[torch.from_numpy(rows), torch.from_numpy(self._host["known"][rows])] = sampled
-        self._host["known"][rows] += 1
-
-
-def _emitting(plan: StepPlan) -> Ints:
-    rows: NDArray[Any] = np.array([row for row, emits in zip(plan.rows, plan.emits, strict=True) if emits], np.int64)
-    return rows
+        self._host["computed"][step.rows] = step.ends
+        if sampled:
+            known = self._host["known"][step.emitting]
+            self._tokens[step.emitting, known] = sampled
+            self._host["known"][step.emitting] = known + 1
 
 
 def _offsets(counts: Ints) -> Ints:

@@ -40,15 +40,13 @@ class Runner:
         return StepResult(plan.step, token_ids, [1] * len(token_ids), elapsed_us)
 
     def _compute(self, plan: StepPlan) -> list[int]:
-        batch = self.rows.batch(plan)
-        hidden = self.model.forward(batch, self.kv)
-        if not any(plan.emits):
-            self.rows.advance(plan, None)
-            return []
-        logits = self.model.logits(_wanted(hidden, batch))
-        sampled = sample(logits, self.rows.sampling(plan), self.ops)
-        self.rows.advance(plan, sampled)
-        token_ids: list[int] = sampled.tolist()
+        step = self.rows.begin(plan)
+        hidden = self.model.forward(step.batch, self.kv)
+        token_ids: list[int] = []
+        if len(step.emitting):
+            logits = self.model.logits(_wanted(hidden, step.batch))
+            token_ids = sample(logits, self.rows.sampling(step), self.ops).tolist()
+        self.rows.end(step, token_ids)
         return token_ids
 
 

@@ -11,9 +11,9 @@ keeps those with at least that share of the largest one's probability. The most 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from srt.errors import ProcessLost
 from srt.layers.ops import Ops
+
+Floats = NDArray[np.float32]
 
 GREEDY_BELOW = 1e-6
 """Temperatures under this one mean: take the largest logit."""
@@ -51,58 +53,98 @@ def sample(logits: Tensor, columns: SamplingColumns, ops: Ops) -> Tensor:
     _check_finite(logits)
     for row, ids in columns.suppressed:
         logits[row, list(ids)] = -torch.inf
-    greedy = columns.temperature < GREEDY_BELOW
-    if greedy.all():
+    drawing = np.flatnonzero(columns.temperature >= GREEDY_BELOW)
+    if not len(drawing):
         return ops.sample_greedy(logits)
-    chosen = ops.sample_greedy(logits) if greedy.any() else torch.empty(len(greedy), dtype=torch.int64)
-    drawing = np.flatnonzero(~greedy)
-    rows = torch.from_numpy(drawing).to(logits.device)
-    chosen = chosen.to(logits.device)
-    chosen[rows] = _draw(logits[rows].float(), columns, drawing)
-    return chosen
+    rows = torch.from_numpy(drawing)
+    drawn = torch.from_numpy(_draw(logits[rows].float().numpy(), columns, drawing))
+    if len(drawing) == len(logits):
+        return drawn
+    return ops.sample_greedy(logits).index_copy_(0, rows, drawn)
 
 
 def _check_finite(logits: Tensor) -> None:
-    sums = logits.sum(dim=-1, dtype=torch.float32)
-    if not sums.isfinite().all():
+    # One number for all rows: anything that is not finite makes their sum so.
+    if not math.isfinite(logits.sum(dtype=torch.float32).item()):
         rows = (~logits.isfinite().all(dim=-1)).nonzero()[:, 0].tolist()
         raise ProcessLost(f"logits of {len(rows)} of {logits.shape[0]} sampled rows are not finite: rows {rows[:8]}")
 
 
-def _draw(logits: Tensor, columns: SamplingColumns, rows: NDArray[np.int64]) -> Tensor:
-    """Inverse of the cumulative distribution at each row's number. logits [D, V] are those of `rows`."""
-
-    def column(values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(values[rows]).to(logits.device)[:, None]
-
-    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / column(columns.temperature).float()
-    weights = scaled.exp()
-    min_p = columns.min_p[rows]
-    if (min_p > 0).any():
-        weights = weights.masked_fill(weights < column(columns.min_p).float(), 0.0)
-    vocabulary = logits.shape[1]
-    filtered = ((columns.top_k[rows] > 0) & (columns.top_k[rows] < vocabulary)) | (columns.top_p[rows] < 1.0)
-    if filtered.any():
-        at = torch.from_numpy(np.flatnonzero(filtered)).to(logits.device)
-        kept = _top(scaled[at], column(columns.top_k)[at], column(columns.top_p)[at])
-        weights[at] = weights[at].masked_fill(~kept, 0.0)
-    cumulative = weights.double().cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    numbers = torch.from_numpy(uniform(columns.seed[rows], columns.position[rows])).to(logits.device)[:, None]
+def _draw(logits: Floats, columns: SamplingColumns, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Inverse of the cumulative distribution at each row's number. logits [D, V] float32 are those of `rows`."""
+    temperature = columns.temperature[rows, None].astype(np.float32)
+    top_k, top_p, min_p = columns.top_k[rows], columns.top_p[rows], columns.min_p[rows]
+    with np.errstate(over="ignore"):  # far below the largest logit is minus infinity as good as any number
+        scaled = (logits - logits.max(axis=1, keepdims=True)) / temperature
+    weights = _exponentials(scaled)
+    if min_p.any():
+        weights[weights < min_p[:, None]] = 0.0
+    filtered = np.flatnonzero(((top_k > 0) & (top_k < logits.shape[1])) | (top_p < 1.0))
+    if len(filtered):
+        kept = _top(scaled[filtered], top_k[filtered], top_p[filtered])
+        weights[filtered, : logits.shape[1]] *= kept
+    sums = _block_sums(weights)
+    total = sums[:, -1]
     # A product that rounds up to the total would point past the last token.
-    target = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    target = np.minimum(uniform(columns.seed[rows], columns.position[rows]) * total, np.nextafter(total, 0.0))
+    return _sums_below(weights, sums, target)
 
 
-def _top(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Which tokens top_k and then top_p keep: scaled [D, V], top_k and top_p [D, 1] -> [D, V] bool."""
-    ranked, ids = scaled.sort(dim=-1, descending=True, stable=True)
-    ranks = torch.arange(scaled.shape[1], device=scaled.device)[None, :]
-    in_k = (top_k <= 0) | (ranks < top_k)
-    mass = ranked.double().exp().masked_fill(~in_k, 0.0)
-    before = mass.cumsum(dim=-1) - mass
-    in_p = (before < top_p * mass.sum(dim=-1, keepdim=True)) | (ranks == 0)
-    return torch.zeros_like(in_k).scatter_(-1, ids, in_k & in_p)
+def _top(scaled: Floats, top_k: NDArray[np.int64], top_p: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which tokens top_k and then top_p keep: scaled [D, V], top_k and top_p [D] -> [D, V].
+
+    Only values are sorted. What is kept is everything above the smallest kept value, and of those equal to it the
+    lowest ids, until the count is full.
+    """
+    size = scaled.shape[1]
+    ranked = np.sort(scaled, axis=1)[:, ::-1]
+    counts = np.where((top_k > 0) & (top_k < size), top_k, size)
+    if (top_p < 1.0).any():
+        weights = _exponentials(ranked)
+        weights[np.arange(weights.shape[1]) >= counts[:, None]] = 0.0
+        sums = _block_sums(weights)
+        reaching = _sums_below(weights, sums, np.nextafter(top_p * sums[:, -1], 0.0)) + 1
+        counts = np.where(top_p < 1.0, np.minimum(counts, reaching), counts)
+    smallest = np.take_along_axis(ranked, counts[:, None] - 1, axis=1)
+    kept, equal = scaled > smallest, scaled == smallest
+    wanted = counts - kept.sum(axis=1)
+    if (equal.sum(axis=1) > wanted).any():
+        equal &= equal.cumsum(axis=1) <= wanted[:, None]
+    both: NDArray[np.bool_] = kept | equal
+    return both
+
+
+BLOCK = 64
+"""Weights are summed in blocks, then the blocks: one running float64 sum over a vocabulary is ten times slower."""
+
+
+def _exponentials(scaled: Floats) -> Floats:
+    """exp(scaled), padded with zeros to whole blocks: [D, V] -> [D, W]."""
+    weights = np.zeros((len(scaled), -(-scaled.shape[1] // BLOCK) * BLOCK), np.float32)
+    np.exp(scaled, out=weights[:, : scaled.shape[1]])
+    return weights
+
+
+def _block_sums(weights: Floats) -> NDArray[np.float64]:
+    """Running sums at the ends of blocks: [D, W] -> [D, W / BLOCK]."""
+    sums: NDArray[np.float64] = weights.reshape(len(weights), -1, BLOCK).sum(axis=2, dtype=np.float64).cumsum(axis=1)
+    return sums
+
+
+def _sums_below(weights: Floats, sums: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many running sums of a row are at most its target: the index of the first weight that takes it beyond.
+
+    That weight is never zero. Shapes: weights [D, W], their block sums, target [D] below the last of these.
+    """
+    rows = np.arange(len(weights))
+    block = (sums <= target[:, None]).sum(axis=1)
+    rest = target - np.where(block > 0, sums[rows, block - 1], 0.0)
+    inside = weights.reshape(len(weights), -1, BLOCK)[rows, block]
+    within = (inside.cumsum(axis=1, dtype=np.float64) <= rest[:, None]).sum(axis=1)
+    # Rounding may put the target past its block's own sum: then it means the block's last weight.
+    last = BLOCK - 1 - (inside[:, ::-1] > 0).argmax(axis=1)
+    found: NDArray[np.int64] = block * BLOCK + np.minimum(within, last)
+    return found
 
 
 _GAMMA, _MIX_A, _MIX_B = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))

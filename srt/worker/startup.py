@@ -113,7 +113,6 @@ def start(
 
     Raises: StartupError if the plan does not fit the checkpoint or the checkpoint does not fit the model.
     """
-    torch.set_num_threads(plan.worker_threads)
     dtype = DTYPES.get(plan.dtype)
     if dtype is None:
         raise StartupError(f"dtype {plan.dtype} is not supported, choose one of {', '.join(DTYPES)}")
@@ -128,6 +127,9 @@ def start(
         family = FAMILIES[config.model_type]
         try:
             experts = _runners(config, formats, plan, group, picks.experts)
+            # Native kernels bring their own threads; waking torch's for few small calls would cost more than it saves.
+            native = {picks.attention.key, picks.ops.key, *(choice.name for choice in experts.values())} == {"native"}
+            torch.set_num_threads(1 if native else plan.worker_threads)
             tools = _toolkit(picks, plan, group, experts)
             model = family.build(config, tools)
         except ValueError as error:
@@ -137,8 +139,7 @@ def start(
         report = load_weights(family.rules(config, formats), parameters, plan, progress)
         loaded_s = time.perf_counter() - began
         kv = allocate_kv(plan.groups, plan.page_size, group.size, KV_DTYPES[plan.kv_dtype])
-        names = [entry.name for entry in plan.groups]
-        rows = Rows(names, plan.page_size, plan.context_length, plan.max_running_requests)
+        rows = Rows(len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests)
     facts = {kind: f"{pick.key} ({pick.reason})" for kind, pick in _named(picks)}
     facts |= _expert_facts(experts, formats)
     facts |= {

@@ -14,7 +14,7 @@ from srt.configs.pools import CPU_KV_BYTES
 from srt.configs.resolve import MEMORY_SHARE, resolve
 from srt.configs.server import ServerConfig
 from srt.errors import StartupError
-from tests.support.plans import DEVICE, MODEL, make_plan
+from tests.support.resolved import DEVICE, MODEL, make_plan
 
 
 def group(plan: RuntimePlan, name: str) -> int:

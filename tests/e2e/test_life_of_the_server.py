@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -30,11 +31,16 @@ def alive(pid: int) -> bool:
 
 
 def in_background(server: Server, new_tokens: int) -> tuple[threading.Thread, list[Answer]]:
-    """A long request in a thread; its answer lands in the list."""
+    """A long request in a thread; its answer lands in the list, if there is one."""
     answers: list[Answer] = []
     params: dict[str, Any] = {"max_new_tokens": new_tokens, "ignore_eos": True, "temperature": 0}
     body = {"input_ids": [5, 6, 7], "sampling_params": params}
-    thread = threading.Thread(target=lambda: answers.append(server.post("/generate", body)))
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):  # a server that dies closes the connection
+            answers.append(server.post("/generate", body))
+
+    thread = threading.Thread(target=ask)
     thread.start()
     return thread, answers
 
@@ -73,8 +79,7 @@ def test_every_role_runs_in_a_process_of_its_own_and_one_listener_serves_all(ser
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_death_of_any_process_ends_the_server_within_5_s(role: str, nano: Path) -> None:
-    with launch(nano).start() as server:
-        server.wait_ready()
+    with launch(nano) as server:
         children = server.children()
         thread, _ = in_background(server, 2000)
         time.sleep(0.3)

@@ -19,9 +19,13 @@ def test_a_chat_answers_the_same_streamed_and_whole(client: openai.OpenAI) -> No
     whole = client.chat.completions.create(model="default", messages=messages, max_tokens=24, temperature=0)  # type: ignore[arg-type]
     chunks = list(
         client.chat.completions.create(  # type: ignore[call-overload]
-            model="default", messages=messages, max_tokens=24, temperature=0, stream=True,
+            model="default",
+            messages=messages,
+            max_tokens=24,
+            temperature=0,
+            stream=True,
             stream_options={"include_usage": True},
-        )  # fmt: skip
+        )
     )
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
@@ -57,7 +61,9 @@ def test_a_stop_string_ends_a_stream_without_leaking(client: openai.OpenAI) -> N
     whole = client.completions.create(model="default", prompt="The", max_tokens=60, temperature=0).choices[0].text
     stop = whole[10:14]
     cut = whole[: whole.index(stop)]
-    stream = client.completions.create(model="default", prompt="The", max_tokens=60, temperature=0, stop=[stop], stream=True)
+    stream = client.completions.create(
+        model="default", prompt="The", max_tokens=60, temperature=0, stop=[stop], stream=True
+    )
     seen = ""
     for chunk in stream:
         seen += chunk.choices[0].text if chunk.choices else ""

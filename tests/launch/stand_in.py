@@ -59,6 +59,7 @@ def api(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat, *, secrets:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     inbox: Inbox[ServerReady] = Inbox(context, rundir, "api", ToApi)
     play("api", rundir, rank, beat)
+    inbox.wait(1000)
     write(f"api heard {inbox.drain()}")
 
 

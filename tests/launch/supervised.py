@@ -11,7 +11,7 @@ from srt.configs.arguments import parse_launch
 from srt.configs.resolve import resolve
 from srt.launch.rundir import make_rundir, write_plan
 from srt.launch.supervisor import Supervisor
-from tests.support.plans import DEVICE, MODEL
+from tests.support.resolved import DEVICE, MODEL
 
 if __name__ == "__main__":
     server = parse_launch(["--model-path", "checkpoint", *sys.argv[1:]]).server

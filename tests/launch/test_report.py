@@ -10,7 +10,7 @@ import pytest
 from srt.configs.plan import Choice
 from srt.launch import report
 from srt.launch.report import LoadProgress, show_table, table_lines, url
-from tests.support.plans import make_plan
+from tests.support.resolved import make_plan
 
 
 def test_rows_stand_in_columns() -> None:

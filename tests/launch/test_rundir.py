@@ -15,7 +15,7 @@ from srt.errors import StartupError
 from srt.heartbeat import PID, Board
 from srt.launch.rundir import make_rundir, reserve_port, write_plan
 from srt.wire import address
-from tests.support.plans import make_plan
+from tests.support.resolved import make_plan
 
 
 def test_only_this_user_may_enter() -> None:

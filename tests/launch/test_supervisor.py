@@ -201,7 +201,7 @@ def test_a_process_that_does_not_stop_is_killed_after_its_deadline(starting: Sta
     server = starting("--drain-timeout", "0", act="tokenizer=hang").wait_ready()
     children = server.children()
     server.process.terminate()
-    assert server.wait(15) == 1
+    assert server.wait(30) == 1
     assert "did not stop within 5 s" in cause(server, "srt:tokenizer")
     assert gone(children)
 
@@ -216,15 +216,15 @@ def test_a_signal_while_starting_ends_the_server_in_order(starting: Starter) -> 
 
 
 def test_a_process_that_is_too_long_in_one_step_ends_the_server(starting: Starter) -> None:
-    server = starting("--watchdog-timeout", "1", act="worker=stuck").wait_ready()
-    assert server.wait(15) == 1
-    assert "has been in step 12 for" in cause(server, "srt:worker[0]")
+    server = starting("--watchdog-timeout", "4", act="worker=stuck").wait_ready()
+    assert server.wait(30) == 1
+    assert "has been in step 12 for" in cause(server, "srt:worker[")
 
 
 def test_a_silent_process_ends_the_server_after_the_watchdogs_time(starting: Starter) -> None:
-    server = starting("--watchdog-timeout", "2").wait_ready()
+    server = starting("--watchdog-timeout", "4").wait_ready()
     children = server.children()
     children["srt:scheduler"].suspend()
-    assert server.wait(15) == 1
+    assert server.wait(30) == 1
     assert "no sign of life" in cause(server, "srt:scheduler")
     assert gone(children)

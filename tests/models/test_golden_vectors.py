@@ -79,7 +79,7 @@ def test_the_residual_stream_after_each_layer_is_the_published_one(
     plan = StepPlan(1, [0], [24], [True], [RowStart(0, ids, 0, 24, GREEDY)], pages)
     with torch.inference_mode():
         runner.rows.apply(plan)
-        batch = runner.rows.batch(plan)
+        batch = runner.rows.begin(plan).batch
         blocks, streams = runner.model.blocks, []
         for count in range(len(blocks) + 1):
             runner.model.blocks = blocks[:count]

@@ -4,11 +4,16 @@ The value of a token is a checksum over the values of all tokens before it that 
 window that the sliding group shows, and of the token itself. It is stored in the slots that the page tables name, as KV
 would be, and the next token is a function of it. So a token depends on the content of every page that it may see, at
 the moment when it is computed; a page that was lost, freed too early or mistaken for another changes the answer.
+
+Steps whose results nobody has yet are remembered with the pages that they read and write. A step in flight may still
+be rolled back (drafts are), so nobody else may write what it reads, or read what it writes.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 from zlib import crc32
 
 from srt.messages import RowStart, StepPlan, StepResult
@@ -64,6 +69,13 @@ class WorkerRow:
         self.tables: list[dict[int, int]] = [{} for _ in range(groups)]
 
 
+class Touched(NamedTuple):
+    """Pages (group, page) that an unanswered step reads and writes, and for which row."""
+
+    reads: dict[tuple[int, int], WorkerRow]
+    writes: dict[tuple[int, int], WorkerRow]
+
+
 class FakeWorker:
     """Obeys plans in order, as `StepPlan` describes them, over two pools: full and sliding."""
 
@@ -75,6 +87,7 @@ class FakeWorker:
         self.row_count = rows
         self.step = 0
         self.computed_tokens = 0
+        self.unanswered: deque[Touched] = deque()
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
@@ -93,6 +106,7 @@ class FakeWorker:
                 at += count
             assert at == len(update.pages)
         assert len(set(plan.rows)) == len(plan.rows), "a row is named twice"
+        self.unanswered.append(Touched({}, {}))
         sampled = []
         for index, count, emits in zip(plan.rows, plan.counts, plan.emits, strict=True):
             row = self.rows[index]
@@ -105,6 +119,7 @@ class FakeWorker:
 
     def _compute(self, row: WorkerRow, count: int) -> Values:
         start, end = row.computed, row.computed + count
+        self._touch(row, start, end)
         assert count > 0 and end <= len(row.tokens), f"{count} tokens at {start} of {len(row.tokens)}"
         values = Values(
             self.window, self._read(row, 0, 0, start), self._read(row, 1, max(0, start - self.window + 1), start)
@@ -116,6 +131,26 @@ class FakeWorker:
         row.computed = end
         self.computed_tokens += count
         return values
+
+    def answered(self) -> None:
+        """The scheduler has heard of the oldest unanswered step."""
+        self.unanswered.popleft()
+
+    def _touch(self, row: WorkerRow, start: int, end: int) -> None:
+        """Note what a row's tokens [start, end) read and write; nobody else may be in between in a step in flight."""
+        now = self.unanswered[-1]
+        for group, first in enumerate((0, max(0, start - self.window + 1))):
+            table = row.tables[group]
+            for index in range(first // self.page_size, (end - 1) // self.page_size + 1):
+                page = (group, table[index])
+                if index >= start // self.page_size:
+                    now.writes[page] = row
+                    for step in self.unanswered:
+                        assert step.reads.get(page, row) is row, f"page {page} is written while another step reads it"
+                if index * self.page_size < start:
+                    now.reads[page] = row
+                    for step in self.unanswered:
+                        assert step.writes.get(page, row) is row, f"page {page} is read while another step writes it"
 
     def _slot(self, row: WorkerRow, group: int, position: int) -> int:
         page = row.tables[group][position // self.page_size]

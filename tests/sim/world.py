@@ -80,21 +80,30 @@ class World:
         self.done: list[Done] = []
 
     def send(
-        self,
-        prompt: Sequence[int],
-        max_new_tokens: int,
-        stop_ids: Sequence[int] = (),
-        namespace: str = "",
+        self, prompt: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = (), namespace: str = ""
     ) -> Client:
         """A request arrives."""
+        client, admit = self.write(prompt, max_new_tokens, stop_ids, namespace)
+        self.turn(admit)
+        return client
+
+    def send_all(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Client]:
+        """Several requests arrive between two turns."""
+        written = [self.write(prompt, max_new_tokens) for prompt in prompts]
+        self.turn(*(admit for _, admit in written))
+        return [client for client, _ in written]
+
+    def write(
+        self, prompt: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = (), namespace: str = ""
+    ) -> tuple[Client, Admit]:
+        """A client and its request, not sent yet."""
         self.sent += 1
         client = Client(f"r{self.sent}", prompt, max_new_tokens, stop_ids)
         self.clients[client.rid] = client
         self.live.append(client.rid)
         packed = b"".join(token.to_bytes(4, "little") for token in prompt)
         stop = StopSpec(max_new_tokens, tuple(stop_ids))
-        self.turn(Admit(client.rid, packed, SamplingSpec(), stop, namespace))
-        return client
+        return client, Admit(client.rid, packed, SamplingSpec(), stop, namespace)
 
     def abort(self, client: Client) -> None:
         """The client goes away."""
@@ -108,6 +117,7 @@ class World:
         """The oldest step's result comes back, if one is out."""
         if not self.results:
             return False
+        self.worker.answered()
         self.turn(self.results.popleft())
         return True
 

@@ -86,4 +86,5 @@ class HuggingFace:
         if len(worse) == 0:
             return None
         at = int(worse[0])
-        return f"token {at} of {len(output)} after a prompt of {len(prompt)}: {output[at]} is {best[at] - chosen[at]:.2e} below the best"
+        gap = float(best[at] - chosen[at])
+        return f"token {at} of {len(output)} after {len(prompt)}: {output[at]} is {gap:.2e} below the best"

@@ -21,7 +21,7 @@ def start(row: int, tokens: int, computed: int = 0, sampling: SamplingSpec = GRE
 
 
 def rows() -> Rows:
-    return Rows(["full", "sliding"], page_size=4, context_length=64, rows=2)
+    return Rows(2, page_size=4, context_length=64, rows=2)
 
 
 def test_a_batch_names_the_slot_of_every_token_in_every_group() -> None:
@@ -29,7 +29,7 @@ def test_a_batch_names_the_slot_of_every_token_in_every_group() -> None:
     pages = [PageUpdate(0, [1, 0], [0, 0], [2, 1], [5, 9, 3]), PageUpdate(1, [1, 0], [1, 0], [1, 1], [7, 2])]
     plan = StepPlan(1, [1, 0], [3, 2], [True, False], [start(1, 7, 4), start(0, 4)], pages)
     table.apply(plan)
-    batch = table.batch(plan)
+    batch = table.begin(plan).batch
     assert batch.input_ids.tolist() == [4, 5, 6, 0, 1]
     assert batch.positions.tolist() == [4, 5, 6, 0, 1]
     assert batch.slots[0].tolist() == [36, 37, 38, 12, 13]
@@ -45,14 +45,14 @@ def test_a_restarted_row_keeps_nothing_of_the_request_before() -> None:
     table.apply(StepPlan(1, [], [], [], [start(0, 8)], [PageUpdate(0, [0], [0], [2], [5, 6])]))
     plan = StepPlan(2, [0], [6], [True], [start(0, 6)], [PageUpdate(0, [0], [0], [1], [3])], freed_rows=[0])
     table.apply(plan)
-    assert table.batch(plan).page_tables[0].tolist() == [[3, 0]]
+    assert table.begin(plan).batch.page_tables[0].tolist() == [[3, 0]]
 
 
 def test_rows_beyond_the_first_capacity_are_made_room_for() -> None:
     table = rows()
     plan = StepPlan(1, [9], [3], [True], [start(9, 3)], [PageUpdate(0, [9], [0], [1], [4])])
     table.apply(plan)
-    assert table.batch(plan).slots[0].tolist() == [16, 17, 18]
+    assert table.begin(plan).batch.slots[0].tolist() == [16, 17, 18]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_plan_that_contradicts_a_row_is_refused(count: int, emits: bool, told:
     plan = StepPlan(1, [0], [count], [emits], [start(0, 5)])
     table.apply(plan)
     with pytest.raises(ProcessLost, match=told):
-        table.batch(plan)
+        table.begin(plan)
 
 
 @pytest.mark.parametrize(("tokens", "computed"), [(66, 0), (5, 5), (0, 0)])

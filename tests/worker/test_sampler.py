@@ -123,6 +123,46 @@ def test_a_draw_does_not_depend_on_the_rows_beside_it(data: st.DataObject) -> No
     assert together == alone
 
 
+def plain_draw(logits: Tensor, at: SamplingColumns, row: int) -> tuple[int, float]:
+    """The definition, one row in float64: the token, and how near the number was to the border of another one."""
+    wide = (logits[row].double() - logits[row].double().max()) / at.temperature[row]
+    order = torch.sort(wide, descending=True, stable=True).indices
+    weights = wide.exp()
+    if 0 < at.top_k[row] < len(wide):
+        weights[order[at.top_k[row] :]] = 0
+    ranked = weights[order]
+    before = (ranked.cumsum(0) - ranked) / weights.sum()
+    near = (before - at.top_p[row]).abs().min().item() if at.top_p[row] < 1 else 1.0
+    weights[order[1:][before[1:] >= at.top_p[row]]] = 0
+    weights[weights < at.min_p[row]] = 0
+    cumulative = weights.cumsum(0) / weights.sum()
+    number = uniform(at.seed[row : row + 1], at.position[row : row + 1])[0]
+    near = min(near, (cumulative - number).abs().min().item())
+    return int((cumulative <= number).sum()), near
+
+
+@pytest.mark.parametrize("vocabulary", [3, 64, 100, 4096, 8192])
+@pytest.mark.parametrize("coarse", [False, True])
+def test_draws_equal_the_plain_definition(vocabulary: int, coarse: bool) -> None:
+    rng = np.random.default_rng(vocabulary)
+    rows = 60
+    logits = torch.from_numpy(rng.normal(0, 3, (rows, vocabulary)).astype(np.float32))
+    if coarse:  # many ties
+        logits = logits.round()
+    at = columns(
+        rows,
+        temperature=rng.choice([0.3, 1.0, 5.0], rows),
+        top_k=rng.choice([0, 1, 2, 50, 5000], rows),
+        top_p=rng.choice([1.0, 0.95, 0.5, 1e-6], rows),
+        min_p=rng.choice([0.0, 0.0, 0.05], rows),
+        seed=rng.integers(0, 2**62, rows),
+    )
+    drawn = sample(logits.clone(), at, TorchOps()).tolist()
+    for row in range(rows):
+        token, near = plain_draw(logits, at, row)
+        assert drawn[row] == token or near < 1e-6, f"row {row}"
+
+
 def test_noise_differs_by_seed_and_by_position_and_is_spread_evenly() -> None:
     positions = np.arange(2000)
     numbers = np.stack([uniform(np.full(2000, seed, np.uint64), positions) for seed in range(20)])

@@ -27,6 +27,7 @@ FLAGS: Final = (
     "-O3",
     "-march=native",
     "-fPIC",
+    "-pthread",
     "-fvisibility=hidden",
     "-fno-math-errno",
     # A multiply-add is fused where the source says so: results must not depend on what the compiler finds in a loop.
@@ -80,7 +81,7 @@ def _compile(compiler: str, flags: Sequence[str], library: Path) -> None:
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             list(pool.map(_run, commands))
         linked = Path(scratch) / "kernels.so"
-        _run([compiler, "-shared", *map(str, objects), "-o", str(linked)])
+        _run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(linked)])
         linked.replace(library)
 
 

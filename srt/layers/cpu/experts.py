@@ -52,7 +52,6 @@ class CpuExperts:
         return self._run(hidden, choice, self._call(hidden, choice, experts))
 
     def run_with_shared(self, hidden: Tensor, choice: Choice, experts: PackedExperts, shared: PackedExperts) -> Tensor:
-        """`run` plus an expert that every token uses with weight 1; `shared` is packed as a layer of one expert."""
         call = self._call(hidden, choice, experts)
         call.shared_width = shared.shape.width
         call.shared_limit = math.inf if shared.shape.limit is None else shared.shape.limit

@@ -1,4 +1,4 @@
-"""The compiled kernels as Python callables: argument types set, threads shared with torch."""
+"""The compiled kernels as Python callables: argument types set."""
 
 from __future__ import annotations
 
@@ -89,7 +89,6 @@ SIGNATURES: Final[dict[str, tuple[Any, ...]]] = {
     "srt_store": (POINTER(StoreCall), c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p),
     "srt_attend": (POINTER(AttendCall), POINTER(AttendBatch), c_void_p, c_void_p, c_int64, c_void_p),
     "srt_moe": (POINTER(MoeCall), c_void_p, c_int64, c_void_p, c_void_p, c_int, c_void_p),
-    "srt_choose": (c_void_p, c_int64, c_int, c_void_p, c_int, c_int, c_float, c_void_p, c_void_p),
     "srt_route": (
         c_int,
         c_void_p,
@@ -106,7 +105,6 @@ SIGNATURES: Final[dict[str, tuple[Any, ...]]] = {
     ),
     "srt_gated_silu": (c_int, c_void_p, c_int64, c_int, c_int, c_float, c_void_p),
     "srt_argmax": (c_int, c_void_p, c_int64, c_int, c_int, c_void_p),
-    "srt_set_runtime": (c_void_p, c_void_p),
     "srt_set_threads": (c_int,),
 }
 
@@ -121,13 +119,8 @@ class Kernels:
     def __init__(self, library: Path, threads: int) -> None:
         loaded = ctypes.CDLL(str(library))
         self._functions = {name: _function(loaded, name, arguments) for name, arguments in SIGNATURES.items()}
-        runtime = _openmp()
-        if runtime is not None:
-            self["srt_set_runtime"](*runtime)
         self["srt_set_threads"](threads)
-        self.threading = f"{threads} threads shared with torch"
-        if runtime is None:
-            self.threading = "1 thread: the process has loaded no OpenMP runtime to share"
+        self.threading = f"{threads} thread{'s' * (threads != 1)} of their own"
         self.vectors = ("portable loops", "AVX-512", "", "AVX-512 with bfloat16")[loaded["srt_vector_units"]()]
         loaded["srt_packed_words"].argtypes = (c_int, c_int, c_int)
         loaded["srt_packed_words"].restype = c_int64
@@ -145,7 +138,8 @@ class Kernels:
 def load_kernels(cache: Path, threads: int) -> Kernels:
     """The kernels for this machine, compiled now if the cache does not have them.
 
-    `threads` is torch's own number of threads. Raises: KernelsUnavailable, with the reason.
+    `threads` counts the calling one. Beside them torch should have one thread: two pools would fight for the cores.
+    Raises: KernelsUnavailable, with the reason.
     """
     library = build(cache)
     try:
@@ -159,13 +153,3 @@ def _function(library: ctypes.CDLL, name: str, arguments: tuple[Any, ...]) -> Ca
     function.argtypes = arguments
     function.restype = None
     return function
-
-
-def _openmp() -> tuple[int | None, int | None] | None:
-    """Addresses of the two entry points that GNU's, LLVM's and Intel's runtimes share, in the one torch has loaded."""
-    process = ctypes.CDLL(None)
-    try:
-        entries = process["GOMP_parallel"], process["GOMP_barrier"]
-    except AttributeError:
-        return None
-    return ctypes.cast(entries[0], c_void_p).value, ctypes.cast(entries[1], c_void_p).value

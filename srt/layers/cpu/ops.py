@@ -19,7 +19,7 @@ class CpuOps:
         self._kernels = kernels
         self._rms_norm = kernels["srt_rms_norm"]
         self._gated_silu = kernels["srt_gated_silu"]
-        self._choose, self._route = kernels["srt_choose"], kernels["srt_route"]
+        self._route = kernels["srt_route"]
         self._argmax = kernels["srt_argmax"]
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -56,33 +56,13 @@ class CpuOps:
         self._gated_silu(code, gate_up.data_ptr(), gate_up.stride(0), rows, width, bound, out.data_ptr())
         return out
 
-    def choose_experts(self, logits: Tensor, bias: Tensor, *, top_k: int, factor: float) -> Choice:
-        rows, experts = logits.shape
-        ids, weights = _empty_choice(rows, top_k)
-        self._choose(
-            logits.data_ptr(),
-            logits.stride(0),
-            rows,
-            bias.data_ptr(),
-            experts,
-            top_k,
-            factor,
-            ids.data_ptr(),
-            weights.data_ptr(),
-        )
-        return Choice(ids, weights)
-
     def pack_router(self, weight: Tensor) -> Tensor:
-        """Lay out the router's weight [E, H] float32 for `route`."""
         return pack_matrix(self._kernels, weight)
 
     def route(self, x: Tensor, packed: Tensor, bias: Tensor, *, top_k: int, factor: float) -> Choice:
-        """The router's product in float32 and the choice of experts, in one call.
-
-        Shapes: x [T, H]; packed as `pack_router` made it of [E, H]; bias [E] float32.
-        """
         rows, size = x.shape
-        ids, weights = _empty_choice(rows, top_k)
+        ids = torch.empty(rows, top_k, dtype=torch.int32)
+        weights = torch.empty(rows, top_k, dtype=torch.float32)
         self._route(
             CODES[x.dtype],
             x.data_ptr(),
@@ -104,7 +84,3 @@ class CpuOps:
         out = torch.empty(rows, dtype=torch.int64)
         self._argmax(CODES[logits.dtype], logits.data_ptr(), logits.stride(0), rows, size, out.data_ptr())
         return out
-
-
-def _empty_choice(rows: int, top_k: int) -> tuple[Tensor, Tensor]:
-    return torch.empty(rows, top_k, dtype=torch.int32), torch.empty(rows, top_k, dtype=torch.float32)

@@ -20,11 +20,11 @@ def kernels(pytestconfig: pytest.Config) -> Kernels:
 def poisoned_memory() -> Iterator[None]:
     """Whatever `torch.empty` returns is full of NaN, so that an element that nobody wrote shows."""
     torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
+    torch.set_num_threads(1)
     torch.manual_seed(20240607)

@@ -67,7 +67,7 @@ def _rotated(x: Tensor, rope: Tensor) -> Tensor:
 def _heads(spec: AttentionSpec, row: Sequence) -> tuple[Tensor, Tensor, Tensor]:
     """q, k after norm and rotation, and v, in float64."""
     split = [spec.q_heads, spec.kv_heads, spec.kv_heads]
-    q, k, v = row.qkv.double().view(row.qkv.shape[0], -1, spec.head_dim).split(split, dim=1)
+    q, k, v = torch.split(row.qkv.double().view(row.qkv.shape[0], -1, spec.head_dim), split, dim=1)
     return _rotated(_normed(q, spec.q_norm), spec.rope), _rotated(_normed(k, spec.k_norm), spec.rope), v
 
 
@@ -99,7 +99,9 @@ class Pages:
     def table(self, length: int, done: int) -> list[int]:
         """Pages of a row whose next query is `done`; pages before its window are the null page."""
         first = 0 if self.spec.window is None else max(0, done - self.spec.window + 1)
-        return [self._free.pop() if (p + 1) * self.page_size > first else 0 for p in range(-(-length // self.page_size))]
+        return [
+            self._free.pop() if (p + 1) * self.page_size > first else 0 for p in range(-(-length // self.page_size))
+        ]
 
     def slots(self, table: list[int], positions: range) -> Tensor:
         return torch.tensor([table[p // self.page_size] * self.page_size + p % self.page_size for p in positions])
@@ -134,7 +136,7 @@ def _step(backend: CpuAttention, pages: Pages, rows: list[Sequence], tables: lis
     size = rows[0].qkv.shape[1]
     q = backend.store(news[:, :size], spec, pages.kv, batch)
     out = backend.attend(q, news[:, size:], spec, pages.kv, batch)
-    return list(out.split([len(row.qkv) - row.done for row in rows]))
+    return list(torch.split(out, [len(row.qkv) - row.done for row in rows]))
 
 
 def _run(kernels: Kernels, spec: AttentionSpec, page_size: int, rows: list[Sequence]) -> list[Tensor]:

@@ -1,32 +1,14 @@
 from __future__ import annotations
 
-import os
 import stat
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
-import torch
 
 from srt.layers.cpu import build as builder
 from srt.layers.cpu.build import KernelsUnavailable, build, main
 from srt.layers.cpu.kernels import Kernels, load_kernels
-
-COUNT_THREADS = """
-import os, sys, torch
-from pathlib import Path
-from srt.layers.cpu.kernels import load_kernels
-from srt.layers.cpu.linear import CpuLinear
-torch.set_num_threads(2)
-a = torch.randn(600, 600)
-a @ a, torch.relu(torch.randn(3000, 3000))
-before = len(os.listdir("/proc/self/task"))
-linear = CpuLinear(load_kernels(Path(sys.argv[1]), 2))
-linear.matmul(a, linear.pack(a))
-print(before, len(os.listdir("/proc/self/task")))
-"""
 
 
 @pytest.fixture
@@ -93,16 +75,9 @@ def test_without_a_compiler_a_library_built_earlier_will_do(cache: Path) -> None
 
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path) -> None:
     broken = _script(tmp_path / "cxx", "#!/bin/sh\necho 'x.cpp:1: error: it is Monday' >&2\nexit 3\n")
-    with pytest.raises(KernelsUnavailable, match="failed with status 3: x.cpp:1: error: it is Monday"):
+    with pytest.raises(KernelsUnavailable, match=r"failed with status 3: x\.cpp:1: error: it is Monday"):
         build(tmp_path / "k", [str(broken)])
     assert not list((tmp_path / "k").glob("*.so"))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(KernelsUnavailable, match="cannot be written"):
-        build(tmp_path / "k")
 
 
 def test_a_cache_under_a_file_is_named(tmp_path: Path) -> None:
@@ -122,19 +97,6 @@ def test_the_command_prints_the_library(cache: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.strip() == str(build(cache))
 
 
-def test_the_threads_are_torchs_own(cache: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", COUNT_THREADS, str(cache)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    before, after = map(int, done.stdout.split())
-    assert before == after
-
-
 def test_the_kernels_say_what_they_run_on(kernels: Kernels) -> None:
-    assert kernels.threading == "2 threads shared with torch"
+    assert kernels.threading == "2 threads of their own"
     assert kernels.vectors in ("portable loops", "AVX-512", "AVX-512 with bfloat16")
-    assert torch.get_num_threads() >= 1

@@ -93,7 +93,7 @@ def test_a_token_alone_equals_the_token_in_any_batch(kernels: Kernels, dtype: to
     shared = pack_plain(runner, *_weights(1, 48, 96, dtype))
     whole = runner.run_with_shared(x, choice, packed, shared)
     for size in (1, 2, 5, 37, 100):
-        pieces = zip(x.split(size), choice.ids.split(size), choice.weights.split(size), strict=True)
+        pieces = zip(*(torch.split(t, size) for t in (x, choice.ids, choice.weights)), strict=True)
         parts = [runner.run_with_shared(a, Choice(b, c), packed, shared) for a, b, c in pieces]
         assert torch.equal(torch.cat(parts), whole), f"batches of {size}"
 

@@ -41,7 +41,7 @@ def test_a_row_alone_equals_the_row_in_any_batch(kernels: Kernels, dtype: torch.
     packed = linear.pack(weight)
     whole = linear.matmul(x, packed)
     for rows in (*range(1, 14), 37, 193):
-        parts = torch.cat([linear.matmul(part, packed) for part in x.split(rows)])
+        parts = torch.cat([linear.matmul(part, packed) for part in torch.split(x, rows)])
         assert torch.equal(parts, whole), f"batches of {rows}"
 
 

@@ -14,6 +14,7 @@ namespace {
 constexpr int kKeys = 64;        // keys of a block: two panels
 constexpr int kBlockRows = 96;   // (query, head) rows of a task
 constexpr float kNone = -1e30f;  // the maximum before any key was seen; finite, so that differences stay numbers
+constexpr float kLog2E = 1.44269504088896341f;
 constexpr int64_t kElementsWorthATeam = 32 * 1024;
 
 // ------------------------------------------------------------------------------------------------------------- store
@@ -39,7 +40,7 @@ void store(const T* qkv, int64_t stride, int tokens, Heads heads, int rotary, co
            const float* rope, const int64_t* positions, const int64_t* slots, T* k, T* v, T* q, float eps) {
     const int dim = heads.dim, kv_width = heads.kv * dim, per_task = 8;
     const int64_t elements = static_cast<int64_t>(tokens) * (heads.query + 2 * heads.kv) * dim;
-    each(blocks_of(tokens, per_task), elements < kElementsWorthATeam ? 1 : runtime.threads, [&](int task) {
+    each(blocks_of(tokens, per_task), elements < kElementsWorthATeam ? 1 : thread_count(), [&](int task) {
         thread_local Scratch scratch;
         float* head = scratch.reserve<float>(static_cast<size_t>(dim));
         const auto place = [&](const T* from, const T* weight, const float* angles, T* to) {
@@ -93,9 +94,6 @@ inline void transpose(__m512i (&r)[16]) {
     }
 }
 #endif
-
-// Where the keys (or values) of a block are: one pointer a key, null where the block has none to show.
-template <class T> using KeyRows = const T* [kKeys];
 
 // Sixteen keys as columns [words][32] (the panel's left or right half).
 template <class T> inline void pack_keys(const T* const* rows, int words, uint32_t* panel) {
@@ -168,6 +166,26 @@ template <class T> struct Pool {
     const int32_t* tables;
     int64_t table_stride;
     int page_size;
+
+    // Calls use(position, element) for positions [first, last): where a head's key and value begin in k and v.
+    template <class Use> void locate(const int32_t* table, Heads heads, int head, int first, int last, Use&& use) const {
+        const int64_t token = static_cast<int64_t>(heads.kv) * heads.dim;
+        int page = first / page_size, offset = first % page_size;
+        for (int j = first; j < last; ++page, offset = 0) {
+            int64_t at = (static_cast<int64_t>(table[page]) * page_size + offset) * token + head * heads.dim;
+            for (const int end = at_most(last, j + page_size - offset); j < end; ++j, at += token) use(j, at);
+        }
+    }
+
+    // Asks the memory for the keys and values at positions [first, last) of a head.
+    void prefetch(const int32_t* table, Heads heads, int head, int first, int last) const {
+        locate(table, heads, head, first, last, [&](int, int64_t at) {
+            for (int i = 0; i < heads.dim; i += 64 / static_cast<int>(sizeof(T))) {
+                __builtin_prefetch(k + at + i);
+                __builtin_prefetch(v + at + i);
+            }
+        });
+    }
 };
 
 // The state of a task: (query, head) rows of one sequence and one kv head.
@@ -209,31 +227,36 @@ template <class T> Block<T> make_block(Scratch& scratch, int rows, int group, in
 }
 
 // Scores of row r against the block's keys [first, last) become shares; what the row has summed so far is scaled to the
-// new maximum. Keys outside get a share of exactly 0.
+// new maximum. Keys outside get a share of exactly 0. `scale` has log2(e) in it.
 template <class T> inline void weigh(Block<T>& b, int r, int first, int last, float scale) {
-    float* scores = b.scores + r * kKeys;
-    const vf factor = vset(scale);
-    vf x[kKeys / kLanes];
-    vf most = vset(kNone);
-#pragma GCC unroll 4
-    for (int i = 0; i < kKeys / kLanes; ++i) {
-        x[i] = vkeep(vmul(vload(scores + i * kLanes), factor), first - i * kLanes, last - i * kLanes, -INFINITY);
-        most = vmax(most, x[i]);
+    constexpr int kVectors = kKeys / kLanes;
+    const float* scores = b.scores + r * kKeys;
+    T* shares = b.shares + r * kKeys;
+    if (first >= last) {
+        std::memset(shares, 0, sizeof(T) * kKeys);
+        return;
     }
-    const float before = b.largest[r], peak = vlargest(most), now = peak > before ? peak : before;
+    vf x[kVectors];
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) x[i] = vload(scores + i * kLanes);
+    if (first > 0 || last < kKeys) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kVectors; ++i) x[i] = vkeep(x[i], first - i * kLanes, last - i * kLanes, -INFINITY);
+    }
+    const float peak = vlargest(vmax(vmax(x[0], x[1]), vmax(x[2], x[3])));
+    const float before = b.largest[r], now = peak > before ? peak : before;
     vf total = vload(b.totals + r * kLanes);
     if (now != before) {
-        const vf shrink = vexp(vset(before - now));
+        const vf shrink = vexp2_shares(vset((before - now) * scale));
         total = vmul(total, shrink);
         float* sums = b.sums + static_cast<int64_t>(r) * b.padded_dim;
         for (int i = 0; i < b.padded_dim; i += kLanes) vstore(sums + i, vmul(vload(sums + i), shrink));
         b.largest[r] = now;
     }
-    const vf top = vset(now);
-    T* shares = b.shares + r * kKeys;
+    const vf factor = vset(scale), top = vset(-now * scale);
 #pragma GCC unroll 4
-    for (int i = 0; i < kKeys / kLanes; ++i) {
-        const vf share = vexp(vsub(x[i], top));
+    for (int i = 0; i < kVectors; ++i) {
+        const vf share = vexp2_shares(vfma(x[i], factor, top));
         total = vadd(total, share);
         vstore(shares + i * kLanes, share);
     }
@@ -245,12 +268,10 @@ template <class T>
 void add_keys(Block<T>& b, const Pool<T>& pool, const int32_t* table, Heads heads, int head, int start, int first, int last,
               int window, float scale) {
     const T *keys[kKeys] = {}, *values[kKeys] = {};
-    for (int j = first; j < last; ++j) {
-        const int64_t slot = static_cast<int64_t>(table[j / pool.page_size]) * pool.page_size + j % pool.page_size;
-        const int64_t at = (slot * heads.kv + head) * heads.dim;
+    pool.locate(table, heads, head, first, last, [&](int j, int64_t at) {
         keys[j - start] = pool.k + at;
         values[j - start] = pool.v + at;
-    }
+    });
     const int count = last - start, panels = blocks_of(count, kPanel);
     for (int j = 0; j < panels * kPanel; j += 16)
         pack_keys(keys + j, b.words, b.keys + (j / kPanel) * b.words * kPanel + j % kPanel);
@@ -291,8 +312,11 @@ void attend_block(const Work& work, int head, const T* q, const T* gates, int64_
     const int end = work.position + work.queries;
     const int begin = window > 0 ? at_least(0, work.position - window + 1) : 0;
     const int32_t* table = pool.tables + work.row * pool.table_stride;
-    for (int start = begin / kKeys * kKeys; start < end; start += kKeys)
-        add_keys(b, pool, table, heads, head, start, at_least(start, begin), at_most(start + kKeys, end), window, scale);
+    for (int start = begin / kKeys * kKeys; start < end; start += kKeys) {
+        const int next = start + kKeys;
+        if (next < end) pool.prefetch(table, heads, head, next, at_most(next + kKeys, end));
+        add_keys(b, pool, table, heads, head, start, at_least(start, begin), at_most(next, end), window, scale);
+    }
     for (int r = 0; r < b.rows; ++r) {
         const int64_t token = work.first_query + r / group;
         const int query_head = head * group + r % group;
@@ -322,9 +346,9 @@ void attend(const T* q, const T* gates, int64_t gates_stride, const Pool<T>& poo
             keys += window > 0 ? at_most(position + here, window + here) : position + here;
         }
     }
-    const int threads = keys * heads.kv * heads.dim < kElementsWorthATeam ? 1 : runtime.threads;
+    const int threads = keys * heads.kv * heads.dim < kElementsWorthATeam ? 1 : thread_count();
     each(count * heads.kv, threads, [&](int task) {
-        attend_block(list[task / heads.kv], task % heads.kv, q, gates, gates_stride, pool, heads, window, scale, out);
+        attend_block(list[task / heads.kv], task % heads.kv, q, gates, gates_stride, pool, heads, window, scale * kLog2E, out);
     });
 }
 

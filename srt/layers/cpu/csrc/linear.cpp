@@ -13,7 +13,7 @@ constexpr int64_t kWordsWorthATeam = 16 * 1024;
 template <class T>
 void pack(const T* w, int64_t stride, int n, int k, const int32_t* order, uint32_t* packed) {
     const int words = words_of<T>(k);
-    each(blocks_of(n, kPanel), runtime.threads, [&](int panel) {
+    each(blocks_of(n, kPanel), thread_count(), [&](int panel) {
         uint32_t* out = packed + static_cast<int64_t>(panel) * words * kPanel;
         for (int c = 0; c < kPanel; ++c) {
             const int column = panel * kPanel + c;
@@ -34,7 +34,7 @@ void linear(const T* x, int64_t x_stride, const uint32_t* packed, T* y, int64_t 
     const Rows rows = words_in(x, x_stride, m, k, scratch);
     const int words = words_of<T>(k), panels = blocks_of(n, kPanel), row_blocks = blocks_of(m, kRowsOfTask);
     const int64_t work = static_cast<int64_t>(words) * panels * kPanel * at_least(1, m / 4);
-    const int threads = work < kWordsWorthATeam ? 1 : runtime.threads;
+    const int threads = work < kWordsWorthATeam ? 1 : thread_count();
     // Panels of a task: enough to stream, few enough that nobody waits long for the last one.
     const int group = m > kTileRows ? 1 : at_least(1, at_most(8, panels / (4 * threads)));
     each(blocks_of(panels, group) * row_blocks, threads, [&](int task) {

@@ -1,4 +1,4 @@
-// The routed experts of a layer, and the shared one, in one call with one team.
+// The routed experts of a layer, and the shared one, in one call.
 //
 // Tokens are grouped by expert; first every expert's gate and up with the activation, then for a few columns of the hidden
 // at a time the down projections of all experts. A token adds up its experts in the order of their numbers, the shared one
@@ -142,16 +142,11 @@ void run(const MoeCall& c, Rows x, const int32_t* ids, const float* weights, int
     GateTask* list = task_scratch.reserve<GateTask>(static_cast<size_t>(most_tasks));
     const int gate_count = list_gate_tasks(experts, count, list);
     T* acts = act_scratch.reserve<T>(static_cast<size_t>(rows) * layout.stride);
-    const int per_task = hidden_panels >= 4 * runtime.threads ? 2 : 1;
-    Tasks gate(gate_count), down(blocks_of(hidden_panels, per_task));
-    const bool alone = runtime.threads == 1;
-    team(runtime.threads, [&](int) {
-        gate.work([&](int i) { gate_task(list[i], experts[list[i].expert], x, sorted.tokens, layout, acts); });
-        team_barrier(alone);
-        down.work([&](int i) {
-            const int first = i * per_task, last = at_most(first + per_task, hidden_panels);
-            down_task(first, last, experts, count, acts, sorted.tokens, sorted.weights, n, layout, out);
-        });
+    const int threads = thread_count(), per_task = hidden_panels >= 4 * threads ? 2 : 1;
+    each(gate_count, threads, [&](int i) { gate_task(list[i], experts[list[i].expert], x, sorted.tokens, layout, acts); });
+    each(blocks_of(hidden_panels, per_task), threads, [&](int i) {
+        const int first = i * per_task, last = at_most(first + per_task, hidden_panels);
+        down_task(first, last, experts, count, acts, sorted.tokens, sorted.weights, n, layout, out);
     });
 }
 

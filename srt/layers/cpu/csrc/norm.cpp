@@ -14,7 +14,7 @@ template <class T>
 void rms_norm(const T* x, int64_t x_stride, const T* residual, int64_t residual_stride, const T* weight, T* sum, T* y, int m,
               int n, float eps) {
     const int rows = 16;
-    const int threads = static_cast<int64_t>(m) * n < kElementsWorthATeam ? 1 : runtime.threads;
+    const int threads = static_cast<int64_t>(m) * n < kElementsWorthATeam ? 1 : thread_count();
     each(blocks_of(m, rows), threads, [&](int block) {
         for (int r = block * rows; r < at_most(m, (block + 1) * rows); ++r) {
             const T* from = x + r * x_stride;

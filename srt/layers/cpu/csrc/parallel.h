@@ -1,77 +1,39 @@
-// Work shared by the threads of the OpenMP runtime that the process has already loaded (torch's).
+// Work shared by a few threads that do not wait for each other to show up.
 //
-// The library is compiled without OpenMP: it is handed the runtime's two entry points by address (see native.py), so a
-// second pool of threads can never come to life beside torch's. Without them everything runs on the calling thread.
+// The server's other processes want the same cores. A runtime that starts a team and joins it (OpenMP) waits until the
+// slowest member has had the processor, milliseconds when another process runs there. Here a helper takes part if it is
+// awake: the caller takes tasks from the first moment on and waits only for those that a helper has begun.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <new>
+#include <type_traits>
 
 namespace srt {
 
-struct Runtime {
-    void (*parallel)(void (*body)(void*), void* data, unsigned threads, unsigned flags) = nullptr;
-    void (*barrier)() = nullptr;
-    int threads = 1;
-};
+// Threads that a call may use, the calling one included.
+int thread_count();
 
-extern Runtime runtime;
+// Starts helpers up to `threads` - 1; fewer are used from now on if `threads` is smaller.
+void set_thread_count(int threads);
 
-// Runs body(member) on up to `threads` threads; members are 0, 1, ... in no order of threads.
-template <class Body> void team(int threads, Body&& body) {
-    if (threads > runtime.threads) threads = runtime.threads;
-    if (threads <= 1 || runtime.parallel == nullptr) {
-        body(0);
+// Runs task(context, 0 .. count - 1), each once, on the caller and the helpers that are there in time.
+void share(int count, void (*task)(void* context, int index), void* context);
+
+// The same for a callable. With `threads` 1 or a single task the caller does it all.
+template <class Task> void each(int count, int threads, Task&& task) {
+    if (threads <= 1 || count <= 1) {
+        for (int i = 0; i < count; ++i) task(i);
         return;
     }
-    struct Shared {
-        Body* body;
-        std::atomic<int> members{0};
-    } shared{&body};
-    runtime.parallel(
-        [](void* data) {
-            auto* of = static_cast<Shared*>(data);
-            (*of->body)(of->members.fetch_add(1, std::memory_order_relaxed));
-        },
-        &shared, static_cast<unsigned>(threads), 0);
+    share(count, [](void* context, int index) { (*static_cast<std::remove_reference_t<Task>*>(context))(index); }, &task);
 }
-
-// Tasks of one phase, taken one by one: a thread that lost its core holds up no more than the task it has.
-class Tasks {
-public:
-    explicit Tasks(int count) : count_(count) {}
-    template <class Task> void work(Task&& task) {
-        for (int i = next_.fetch_add(1, std::memory_order_relaxed); i < count_; i = next_.fetch_add(1, std::memory_order_relaxed))
-            task(i);
-    }
-
-private:
-    std::atomic<int> next_{0};
-    int count_;
-};
 
 inline int at_most(int a, int b) { return a < b ? a : b; }
 inline int at_least(int a, int b) { return a > b ? a : b; }
 inline int blocks_of(int total, int size) { return (total + size - 1) / size; }
-
-// Runs task(0 .. count - 1) on up to `threads` threads.
-template <class Task> void each(int count, int threads, Task&& task) {
-    threads = at_most(threads, count);
-    if (threads <= 1) {
-        for (int i = 0; i < count; ++i) task(i);
-        return;
-    }
-    Tasks tasks(count);
-    team(threads, [&](int) { tasks.work(task); });
-}
-
-// Waits for the whole team; with one thread there is nobody to wait for.
-inline void team_barrier(bool alone) {
-    if (!alone) runtime.barrier();
-}
 
 // Memory that a thread keeps from call to call, grown when a call needs more. Contents do not survive `reserve`.
 class Scratch {

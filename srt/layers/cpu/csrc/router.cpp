@@ -38,7 +38,7 @@ void route(const T* x, int64_t stride, int n, int hidden, const uint32_t* packed
            float factor, int32_t* ids, float* weights) {
     const int panels = blocks_of(experts, kPanel), wide = panels * kPanel;
     const int64_t work = static_cast<int64_t>(n) * hidden * wide / kPanel;
-    each(blocks_of(n, kTileRows), work < kElementsWorthATeam ? 1 : runtime.threads, [&](int task) {
+    each(blocks_of(n, kTileRows), work < kElementsWorthATeam ? 1 : thread_count(), [&](int task) {
         thread_local Scratch scratch;
         const int first = task * kTileRows, rows = at_most(kTileRows, n - first);
         const int padded = blocks_of(hidden, kLanes) * kLanes;
@@ -59,7 +59,7 @@ void route(const T* x, int64_t stride, int n, int hidden, const uint32_t* packed
 template <class T> void gated_silu(const T* x, int64_t stride, int n, int width, float limit, T* y) {
     const int rows = 8;
     const int64_t elements = static_cast<int64_t>(n) * width;
-    each(blocks_of(n, rows), elements < kElementsWorthATeam / 4 ? 1 : runtime.threads, [&](int task) {
+    each(blocks_of(n, rows), elements < kElementsWorthATeam / 4 ? 1 : thread_count(), [&](int task) {
         for (int r = task * rows; r < at_most(n, (task + 1) * rows); ++r)
             for (int i = 0; i < width; i += kLanes) {
                 const T *gate = x + r * stride + i, *up = gate + width;
@@ -95,15 +95,6 @@ template <class T> int64_t argmax(const T* x, int n) {
 
 using namespace srt;
 
-SRT_API void srt_choose(const float* logits, int64_t stride, int n, const float* bias, int experts, int chosen, float factor,
-                        int32_t* ids, float* weights) {
-    thread_local Scratch scratch;
-    float* scores = scratch.reserve<float>(2 * static_cast<size_t>(experts));
-    for (int r = 0; r < n; ++r)
-        choose(logits + r * stride, bias, experts, chosen, factor, scores, scores + experts, ids + static_cast<int64_t>(r) * chosen,
-               weights + static_cast<int64_t>(r) * chosen);
-}
-
 SRT_API void srt_route(int dtype, const void* x, int64_t stride, int n, int hidden, const uint32_t* packed, const float* bias,
                        int experts, int chosen, float factor, int32_t* ids, float* weights) {
     with_type(dtype, x, [&](auto* from) { route(from, stride, n, hidden, packed, bias, experts, chosen, factor, ids, weights); });
@@ -117,6 +108,6 @@ SRT_API void srt_gated_silu(int dtype, const void* x, int64_t stride, int n, int
 SRT_API void srt_argmax(int dtype, const void* x, int64_t stride, int n, int columns, int64_t* out) {
     with_type(dtype, x, [&](auto* from) {
         const int64_t elements = static_cast<int64_t>(n) * columns;
-        each(n, elements < kElementsWorthATeam ? 1 : runtime.threads, [&](int r) { out[r] = argmax(from + r * stride, columns); });
+        each(n, elements < kElementsWorthATeam ? 1 : thread_count(), [&](int r) { out[r] = argmax(from + r * stride, columns); });
     });
 }

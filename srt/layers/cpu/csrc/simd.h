@@ -128,10 +128,11 @@ inline vf vkeep(vf x, int first, int last, float other) {
     return x;
 }
 inline vf vround(vf x) { SRT_EACH x.lane[i] = std::nearbyintf(x.lane[i]); return x; }
-// x * 2^n for whole n in [-126, 127]; 128 gives infinity.
+// x * 2^n for whole n in [-126, 127]; 128 gives infinity, less than -126 gives 0.
 inline vf vscale2(vf x, vf n) {
     SRT_EACH {
-        const int32_t bits = (static_cast<int32_t>(n.lane[i]) + 127) << 23;
+        const int32_t exponent = n.lane[i] < -126.0f ? 0 : static_cast<int32_t>(n.lane[i]) + 127;
+        const int32_t bits = exponent << 23;
         float power;
         std::memcpy(&power, &bits, sizeof power);
         x.lane[i] *= power;
@@ -187,6 +188,19 @@ inline vf vexp(vf x) {
     for (int i = 0; i < kLanes; ++i) kept.lane[i] = x.lane[i] < -87.0f ? 0.0f : result.lane[i];
     return kept;
 #endif
+}
+
+// 2^x within 3e-7 of itself for x <= 0, exactly 1 at 0 and exactly 0 below -160 (at minus infinity too): shares of a softmax.
+inline vf vexp2_shares(vf x) {
+    const vf inside = vmax(vset(-200.0f), x);  // in this order a NaN comes out
+    const vf n = vround(inside), r = vsub(inside, n);
+    vf p = vset(1.3264727313e-3f);
+    p = vfma(p, r, vset(9.6715129912e-3f));
+    p = vfma(p, r, vset(5.5507335812e-2f));
+    p = vfma(p, r, vset(2.4022242427e-1f));
+    p = vfma(p, r, vset(6.9314700365e-1f));
+    p = vfma(p, r, vset(1.0f));
+    return vscale2(p, n);
 }
 
 inline vf vsigmoid(vf x) { return vdiv(vset(1.0f), vadd(vset(1.0f), vexp(vsub(vzero(), x)))); }

@@ -1,0 +1,31 @@
+"""Facts of a small imagined checkpoint and machine, and plans made from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from srt.configs.plan import DeviceFacts, KVGroupSpec, ModelFacts, RuntimePlan
+from srt.configs.resolve import resolve
+from srt.configs.server import ServerConfig
+
+MODEL = ModelFacts(
+    path="checkpoint",
+    architecture="Step3p5ForCausalLM",
+    model_type="step3p5",
+    vocab_size=4096,
+    context_length=8192,
+    bos_token_id=0,
+    eos_token_ids=(1,),
+    groups=(
+        KVGroupSpec(name="full", layers=(0, 4), window=None, kv_heads=2, head_dim=32),
+        KVGroupSpec(name="sliding", layers=(1, 2, 3), window=64, kv_heads=2, head_dim=32),
+    ),
+    weight_bytes={"text": 5_000_000, "mtp": 1_000_000, "vision": 0},
+    mtp_modules=3,
+)
+DEVICE = DeviceFacts(device="cpu", name="a CPU", memory_bytes=8 << 30, cores=4)
+
+
+def make_plan(**options: Any) -> RuntimePlan:
+    """The plan of a server with these options on the imagined checkpoint and machine."""
+    return resolve(ServerConfig(model_path="checkpoint", **options), MODEL, DEVICE, fresh_seed=11)
