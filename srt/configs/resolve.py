@@ -30,12 +30,14 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
     """
     _check_ranks(server, model)
     _check_domains(server)
+    _check_quantization(server, model)
     dtype, dtype_reason = _dtype(server, model)
     limits = _limits(server, model)
+    kv_dtype = "fp8_e4m3" if server.kv_cache_dtype.startswith("fp8") else dtype
     weights = _weights(server, model, dtype)
     request = PoolRequest(
         groups=model.groups,
-        dtype=dtype,
+        dtype=kv_dtype,
         page_size=server.page_size,
         limits=limits,
         room=_room(server, weights, dtype, device),
@@ -51,6 +53,7 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
         model=model,
         device=device,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         page_size=server.page_size,
         context_length=context,
         max_total_tokens=pools.full_tokens,
@@ -85,9 +88,18 @@ def _check_domains(server: ServerConfig) -> None:
 
 def _weights(server: ServerConfig, model: ModelFacts, dtype: str) -> dict[str, int]:
     """Bytes of the parts that are loaded, over all ranks. The image tower is whole on each of them."""
-    sizes = {part: size * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype] for part, size in model.weight_bytes.items()}
-    loaded = {"text": sizes["text"]}
-    return loaded | {"vision": sizes["vision"] * server.tp_size} if model.has_vision else loaded
+    grows = ITEM_BYTES[dtype] / ITEM_BYTES[model.dtype]
+    text = model.coded_bytes + int((model.weight_bytes["text"] - model.coded_bytes) * grows)
+    if not model.has_vision:
+        return {"text": text}
+    return {"text": text, "vision": int(model.weight_bytes["vision"] * grows) * server.tp_size}
+
+
+def _check_quantization(server: ServerConfig, model: ModelFacts) -> None:
+    asked = {"modelopt_fp4": "modelopt"}.get(server.quantization, server.quantization)
+    stored = model.experts.removesuffix("-a16")
+    if asked not in ("auto", stored, model.producer):
+        raise StartupError(f"--quantization is {server.quantization}; the checkpoint's experts are stored as {stored}")
 
 
 def _dtype(server: ServerConfig, model: ModelFacts) -> tuple[str, str]:

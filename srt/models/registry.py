@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +24,7 @@ class Family:
 
     build: Callable[[Step3p7Config, Toolkit], LanguageModel]
     build_tower: Callable[[Step3p7Config, ImageConfig, torch.dtype], ImageEncoder]
-    rules: Callable[[Step3p7Config], RuleBook]
+    rules: Callable[[Step3p7Config, Mapping[int, str]], RuleBook]
 
 
 def _tower(config: Step3p7Config, images: ImageConfig, dtype: torch.dtype) -> ImageEncoder:
@@ -34,8 +34,8 @@ def _tower(config: Step3p7Config, images: ImageConfig, dtype: torch.dtype) -> Im
 
 STEP3P7: Final = Family(
     build=lambda config, tools: Step3p7Text(config.text, tools),
-    rules=lambda config: step3p7_rules(config.text, config.vision),
     build_tower=_tower,
+    rules=lambda config, formats: step3p7_rules(config, formats, tower=config.vision is not None),
 )
 FAMILIES: Final = {"step3p5": STEP3P7, "step3p7": STEP3P7}
 """`model_type` of config.json -> family; the keys are those of `srt.configs.models.READERS`."""

@@ -55,7 +55,7 @@ class Affine:
             share = parameter.shape[0] // len(names)
             piece_shape = (share, *parameter.shape[1:])
             parameter.pieces = {
-                name: Piece(piece_shape, target=Cut(0, at * share, share)) for at, name in enumerate(names)
+                name: Piece(piece_shape, target=(Cut(0, at * share, share),)) for at, name in enumerate(names)
             }
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from srt.configs.census import announced_formats
 from srt.configs.models import read_config, read_facts
 from srt.layers.parameter import nested
-from srt.models.registry import FAMILIES
 from srt.models.step3p7_vision import VisionTower, axial_rotation
+from srt.models.step3p7_weights import step3p7_rules
 from srt.tokenizer.images import make_views
-from srt.weights.files import Shards
+from srt.weights.files import Item, Listed, Shards
 from srt.weights.load import load
 from tests.support.checkpoints import write_checkpoint, write_golden
 from tests.support.pictures import ROOMY, STEP, file_of, picture
@@ -36,7 +38,7 @@ def load_tower(checkpoint: Path, dtype: torch.dtype = torch.float32) -> VisionTo
     assert config.vision is not None
     assert facts.images is not None
     tower = VisionTower(config.vision, facts.images, config.text.hidden_size, dtype)
-    book = FAMILIES["step3p7"].rules(config)
+    book = step3p7_rules(config, announced_formats(config), tower=True)
     parameters = nested("vision", tower.parameters())
     kept = [rule for rule in book.rules if rule.part == "vision"]
     load(parameters, type(book)(kept, book.prefixes), OnlyVision(checkpoint), lambda done, total: None)
@@ -46,8 +48,15 @@ def load_tower(checkpoint: Path, dtype: torch.dtype = torch.float32) -> VisionTo
 class OnlyVision(Shards):
     """The tensors of the tower; the language model has tests of its own."""
 
-    def names(self) -> list[tuple[str, int]]:
-        return [(name, size) for name, size in super().names() if "vision" in name or "projector" in name]
+    def names(self) -> list[Listed]:
+        return [listed for listed in super().names() if is_vision(listed.name)]
+
+    def items(self) -> Iterator[Item]:
+        return (item for item in super().items() if is_vision(item.name))
+
+
+def is_vision(name: str) -> bool:
+    return "vision" in name or "projector" in name
 
 
 def golden_pixels(count: int, side: int, offset: int) -> Tensor:
