@@ -52,8 +52,9 @@ class Request(msgspec.Struct, frozen=True):
     sampling: tuple[SamplingParams, ...]
     name: str = ""
     """The caller's name for the whole call; empty: the server picks one."""
-    images: tuple[tuple[ImageSource, ...], ...] = ()
-    """Images of each prompt; empty: no prompt has any."""
+    images: list[tuple[ImageSource, ...]] = []
+    """Images of each prompt; empty: no prompt has any, or they have been sent. They are large, and a call may run for
+    long."""
     rids: tuple[str, ...] = ()
     """The caller's names, one a prompt; empty: the server makes them from its own."""
     stream: bool = False
@@ -121,7 +122,8 @@ class Schema:
             limit, field = body.max_tokens, "max_tokens"
         params = self._openai_sampling(body, limit, field, usual=None)
         prompt, images = chat_prompt(body)
-        return self._openai_request(body, notices, "chat", (prompt,), params, field, images=(images,) if images else ())
+        request = self._openai_request(body, notices, "chat", (prompt,), params, field)
+        return msgspec.structs.replace(request, images=[images]) if images else request
 
     def token_lists(self, given: list[int | list[int]], name: str) -> tuple[list[bytes], bool]:
         """Packed ids of one list of tokens or of several, and whether there were several."""
@@ -262,7 +264,6 @@ class Schema:
         limit_field: str,
         *,
         echo: bool = False,
-        images: tuple[tuple[ImageSource, ...], ...] = (),
     ) -> Request:
         options = body.stream_options
         if options is not None and not body.stream:
@@ -272,7 +273,6 @@ class Schema:
             kind=kind,
             prompts=prompts,
             sampling=(params,) * len(prompts),
-            images=images,
             name=rid or "",
             rids=_one_rid(rid, len(prompts), batch=len(prompts) > 1),
             stream=body.stream or False,
@@ -292,11 +292,11 @@ class Schema:
 
 def _native_images(
     given: str | list[str | list[str] | None] | None, count: int, *, batch: bool
-) -> tuple[tuple[ImageSource, ...], ...]:
+) -> list[tuple[ImageSource, ...]]:
     """`image_data`: one image or a list for one prompt; for a batch one entry a prompt, null where it has none."""
     match given:
         case None | [] | "":
-            return ()
+            return []
         case str():
             entries: list[str | list[str] | None] = [given]
         case [str(), *_] if not batch:
@@ -307,8 +307,8 @@ def _native_images(
             entries = given
     if len(entries) != count:
         raise invalid(f"'image_data' has {len(entries)} entries for {count} prompts", "image_data")
-    images = tuple(tuple(ImageSource(text) for text in _listed(entry)) for entry in entries)
-    return images if any(images) else ()
+    images = [tuple(ImageSource(text) for text in _listed(entry)) for entry in entries]
+    return images if any(images) else []
 
 
 def _listed(entry: str | list[str] | None) -> list[str]:

@@ -66,6 +66,7 @@ class Streams:
                     received_ns=received_ns,
                 )
             )
+        request.images.clear()
         ticket.open_streams = len(ticket.streams)
         if request.batch:
             self._register(ticket, ticket.name, ticket.streams)

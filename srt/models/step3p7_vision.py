@@ -170,7 +170,8 @@ class VisionTower:
         x = x.view(views, grid, grid, -1).permute(0, 3, 1, 2)
         for downsampler in self._downsamplers:
             x = downsampler(x)
-        return functional.linear(x.flatten(2).transpose(1, 2), self._projector.value)
+        rows = x.flatten(2).transpose(1, 2).reshape(-1, x.shape[1])
+        return functional.linear(rows, self._projector.value).view(views, -1, self._projector.value.shape[0])
 
     def parameters(self) -> Parameters:
         """`patches`, `positions`, `first_norm.*`, `blocks.{i}.*`, `downsampler{1,2}.*`, `projector`."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -34,14 +35,32 @@ class _Tally:
     elapsed_ns: int = 0
 
 
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads: text may run on kernels with threads of their own and leave torch just one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class ImageFeatures:
     """Features by key, least recently used first out. Whoever still needs an evicted one holds it himself."""
 
     def __init__(
-        self, tower: ImageEncoder, tiles: TileFiles, config: ImageConfig, device: torch.device, budget_bytes: int
+        self,
+        tower: ImageEncoder,
+        tiles: TileFiles,
+        config: ImageConfig,
+        device: torch.device,
+        *,
+        budget_bytes: int,
+        threads: int,
     ) -> None:
         self._tower, self._tiles, self._config, self._device = tower, tiles, config, device
-        self._budget_bytes = budget_bytes
+        self._budget_bytes, self._threads = budget_bytes, threads
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
         self._kept_bytes = 0
         self._tally = _Tally()
@@ -63,7 +82,8 @@ class ImageFeatures:
         self._tally.hits += len(needed) - len(missing)
         if missing:
             began = time.perf_counter_ns()
-            found |= self._encode(self._with_company(missing, upcoming))
+            with torch_threads(self._threads):
+                found |= self._encode(self._with_company(missing, upcoming))
             self._tally.elapsed_ns += time.perf_counter_ns() - began
         return found
 

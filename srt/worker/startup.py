@@ -155,7 +155,14 @@ def start(
     row_images: RowImages | None = None
     if tower is not None and images is not None:
         device = torch.device(plan.device.device)
-        kept = ImageFeatures(tower, TileFiles(rundir, images), images, device, plan.server.encoder_cache_bytes)
+        kept = ImageFeatures(
+            tower,
+            TileFiles(rundir, images),
+            images,
+            device,
+            budget_bytes=plan.server.encoder_cache_bytes,
+            threads=plan.worker_threads,
+        )
         row_images = TowerImages(kept, images.image_token_id)
     return Started(Runner(model, kv, rows, tools.ops, row_images), facts)
 
