@@ -111,9 +111,10 @@ def _reply(answer: Mapping[str, Any], example: Example, seconds: float) -> Reply
 def split_message(message: Mapping[str, Any], example: Example) -> dict[str, Any]:
     """The message with reasoning and tool calls split off, whichever of the two the server has left in the text."""
     text = message.get("content") or ""
-    if message.get("reasoning_content") is not None:
-        text = END_OF_THINKING + text
-    found = read_completion(text, example.tools).message()
+    reasoning = message.get("reasoning_content")
+    found = read_completion(text if reasoning is None else END_OF_THINKING + text, example.tools).message()
+    if reasoning is not None:
+        found["reasoning_content"] = reasoning
     if message.get("tool_calls"):
         found["tool_calls"] = message["tool_calls"]
     return found

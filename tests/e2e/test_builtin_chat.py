@@ -69,7 +69,6 @@ def test_a_tool_call_and_its_result_go_round(client: openai.OpenAI) -> None:
 
 
 def test_an_answer_can_be_sent_back_as_it_came(client: openai.OpenAI) -> None:
-    messages = [{"role": "user", "content": "The code of pear is 0417. What is 20 + 22?"}]
     messages = [{"role": "user", "content": "What is 20 + 22?"}]
     first = say(client, messages)
     messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "Reverse the word gate."}]
