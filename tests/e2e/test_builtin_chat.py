@@ -44,10 +44,10 @@ def client(server: Server) -> openai.OpenAI:
 
 def say(client: openai.OpenAI, messages: list[dict[str, Any]], **options: Any) -> str:
     """Content of a greedy answer, reasoning included."""
-    done = client.chat.completions.create(model="builtin:tiny", messages=messages, temperature=0, **options)  # type: ignore[call-overload]
+    done = client.chat.completions.create(model="builtin:tiny", messages=messages, temperature=0, **options)  # type: ignore[arg-type]
     assert done.choices[0].finish_reason == "stop"
-    content: str = done.choices[0].message.content
-    return content
+    assert done.choices[0].message.content is not None
+    return str(done.choices[0].message.content)
 
 
 def test_a_tool_call_and_its_result_go_round(client: openai.OpenAI) -> None:
@@ -59,7 +59,7 @@ def test_a_tool_call_and_its_result_go_round(client: openai.OpenAI) -> None:
         {"id": "call_a", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}},
         {"id": "call_b", "type": "function", "function": {"name": "add", "arguments": '{"a": 4, "b": 5}'}},
     ]
-    rest = [
+    rest: list[dict[str, Any]] = [
         {"role": "assistant", "content": None, "tool_calls": calls},
         {"role": "tool", "tool_call_id": "call_a", "content": '{"weather": "rainy"}'},
         {"role": "tool", "tool_call_id": "call_b", "content": '{"result": 9}'},
