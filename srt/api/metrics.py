@@ -86,7 +86,7 @@ class Metrics:
             self.aborted += 1
         self.prompt_tokens += stream.prompt_tokens
         self.cached_tokens += stream.cached_tokens
-        if timing is not None and not stream.ticket.request.stream:
+        if timing is not None and stream.completion_tokens and not stream.ticket.request.stream:
             self.first_token.observe(timing.first_token_s)
         self.ends.observe(stream, now)
 

@@ -72,8 +72,8 @@ def close(state: SchedulerState, request: Request, finish: Finish, now_ns: int, 
         request.move(Phase.FINISHED)
     else:
         drain(state, request, Phase.FINISHED)
-        if finish.kind != "abort":
-            used = (request.known - request.prompt_tokens) / max(1, request.limit_tokens - request.prompt_tokens)
+        if finish.kind != "abort" and request.limit_tokens > request.prompt_tokens:
+            used = (request.known - request.prompt_tokens) / (request.limit_tokens - request.prompt_tokens)
             state.share += (used - state.share) * SHARE_STEP
     emission = emit(request, tokens, finish, timing(request, now_ns))
     leave_if_settled(state, request)

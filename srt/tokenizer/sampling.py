@@ -76,14 +76,14 @@ class SamplingResolver:
     def _max_new_tokens(self, params: SamplingParams, prompt_tokens: int) -> int:
         limit = self._context_length
         room = limit - prompt_tokens
-        if room < 1:
+        wanted = params.max_new_tokens
+        if room < (0 if wanted == 0 else 1):
             raise ServingError(
                 ErrorCode.PROMPT_TOO_LONG,
                 f"the prompt has {prompt_tokens} tokens; the context length is {limit} tokens, of which at least 1 "
                 "must be left for the answer",
                 "prompt",
             )
-        wanted = params.max_new_tokens
         if wanted is None:
             return room if params.usual_new_tokens is None else min(params.usual_new_tokens, room)
         if wanted > room:

@@ -88,6 +88,17 @@ def find_template(directory: Path, config: Mapping[str, Any], override: str | No
             return None
 
 
+def _marked(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """A message's content with the mark where it ends; of parts, in a part of its own."""
+    match content:
+        case str():
+            return content + _CUT
+        case [*parts, {"type": "text", "text": str(text)} as last]:
+            return [*parts, {**last, "text": text + _CUT}]
+        case parts:
+            return [*parts, {"type": "text", "text": _CUT}]
+
+
 class ChatTemplate:
     """One compiled template with the checkpoint's special tokens.
 
@@ -134,7 +145,7 @@ class ChatTemplate:
                 "continue_final_message",
             )
         final = messages[-1]
-        opened = [*messages[:-1], {**final, "content": final.get("content", "") + _CUT}]
+        opened = [*messages[:-1], {**final, "content": _marked(final.get("content", ""))}]
         text = self._render(opened, tools, {**variables, "add_generation_prompt": False})
         end = text.rfind(_CUT.rstrip())
         if end < 0:

@@ -121,11 +121,31 @@ def test_messages_are_brought_into_the_form_that_templates_expect(prompter: Prom
     )
 
 
+def test_a_final_message_in_parts_can_be_continued(prompter: Prompter, vocabulary: Vocabulary) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    for content in ("ab", parts):
+        opened = rendered(prompter, vocabulary, {"role": "assistant", "content": content}, continue_final_message=True)
+        assert opened.endswith("<|im_start|>assistant\nab")
+
+
 def test_parts_are_joined_for_a_template_that_wants_text(vocabulary: Vocabulary) -> None:
     template = ChatTemplate("{% for m in messages %}{{ m.content.upper() }}{% endfor %}", {})
     prompter = Prompter(vocabulary, template, CONTEXT)
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert rendered(prompter, vocabulary, {"role": "user", "content": parts}) == "A\nB"
+
+
+def test_json_that_is_too_deep_to_be_built_is_refused_by_its_name(prompter: Prompter) -> None:
+    deep = b"[" * 5_000 + b"]" * 5_000
+    user = b'[{"role": "user", "content": "x"}]'
+    for name, prompt in (
+        ("messages", ChatPrompt(b'[{"role": "user", "content": "x", "extra": %b}]' % deep)),
+        ("tools", ChatPrompt(user, tools=b'[{"function": %b}]' % deep)),
+        ("chat_template_kwargs", ChatPrompt(user, template_kwargs=b'{"a": %b}' % deep)),
+    ):
+        with pytest.raises(ServingError, match=f"'{name}' is nested too deeply") as caught:
+            prompter.packed_ids(prompt)
+        assert caught.value.param == name
 
 
 @pytest.mark.parametrize(
@@ -196,6 +216,12 @@ def test_an_implied_limit_shrinks_to_the_room_and_a_given_one_must_fit() -> None
         resolver().resolve(SamplingParams(max_new_tokens=29), 100)
     with pytest.raises(ServingError, match="the prompt has 128 tokens; the context length is 128"):
         resolver().resolve(SamplingParams(), 128)
+
+
+def test_no_new_tokens_may_follow_a_prompt_that_fills_the_context() -> None:
+    assert resolver().resolve(SamplingParams(max_new_tokens=0), CONTEXT)[1].max_new_tokens == 0
+    with pytest.raises(ServingError, match="the prompt has 129 tokens; the context length is 128"):
+        resolver().resolve(SamplingParams(max_new_tokens=0), CONTEXT + 1)
 
 
 def test_ids_survive_packing() -> None:
