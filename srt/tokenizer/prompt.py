@@ -16,7 +16,7 @@ SURELY_TOO_LONG_CHARACTERS: Final = 16
 """Characters a token of the context, beyond which a text is first tried in part: an over-long prompt must not
 hold up everybody's answers while all of it is tokenized only to be refused."""
 
-RESERVED_VARIABLES: Final = frozenset({"messages", "tools", "documents", "chat_template"})
+RESERVED_VARIABLES: Final = frozenset({"messages", "tools", "documents", "chat_template", "self"})
 _PREFIX_SLACK_TOKENS: Final = 64
 
 
