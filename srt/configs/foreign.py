@@ -61,7 +61,6 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     # --- memory and scheduling ---
     _refused(NO_FRACTION, "--mem-fraction-static", "--gpu-memory-utilization"),
     _refused("give the size of the KV pool in tokens: --max-total-tokens", "--kv-cache-memory-bytes"),
-    _refused("KV is stored in the --dtype of the model", "--kv-cache-dtype", accepts=("auto",)),
     _refused("a step's prompt tokens are bounded by --chunked-prefill-size", "--max-prefill-tokens"),
     _refused("requests are admitted by the pages that are free, not by an estimate", "--schedule-conservativeness"),
     _refused("cached prefixes are evicted least recently used first", "--radix-eviction-policy", accepts=("lru",)),
@@ -89,7 +88,6 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
         "--decode-attention-backend",
         "--mm-attention-backend",
         "--sampling-backend",
-        "--moe-runner-backend",
         "--moe-a2a-backend",
         "--fp8-gemm-backend",
         accepts=("auto",),
@@ -106,7 +104,7 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _refused("results are not promised to be bit-equal between batch shapes", "--enable-deterministic-inference"),
     _refused("sleeping and waking are not supported", "--enable-memory-saver", "--enable-sleep-mode"),
     # --- more than one machine or replica ---
-    _refused(NO_CLUSTER, "--ep-size", "--ep", "--dp-size", "--dp", "--data-parallel-size", accepts=("1",)),
+    _refused(NO_CLUSTER, "--dp-size", "--dp", "--data-parallel-size", accepts=("1",)),
     _refused(NO_CLUSTER, "--pp-size", "--pipeline-parallel-size", "--nnodes", accepts=("1",)),
     _refused(NO_CLUSTER, "--node-rank", accepts=("0",)),
     _refused(NO_CLUSTER, "--enable-expert-parallel", "--enable-dp-attention", "--attn-dp-size"),

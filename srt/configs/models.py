@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Final
 
+from srt.configs.census import CODED, PLAIN, announced_formats, expert_formats
 from srt.configs.plan import ModelFacts
 from srt.configs.section import Section
 from srt.configs.shards import all_entries
@@ -42,7 +43,8 @@ def read_config(directory: Path) -> Step3p7Config:
     reader = READERS.get(model_type)
     if reader is None:
         raise StartupError(f"config.json.model_type is {model_type!r}, supported are {', '.join(sorted(READERS))}")
-    return reader(section)
+    extra = directory / "hf_quant_config.json"
+    return reader(section, read_json(extra) if extra.is_file() else None)
 
 
 def read_facts(directory: Path, *, with_weights: bool = True) -> ModelFacts:
@@ -51,7 +53,7 @@ def read_facts(directory: Path, *, with_weights: bool = True) -> ModelFacts:
     End-of-sequence ids are those of config.json and generation_config.json together: releases list different
     ones in the two, and each of them ends a turn. Without `with_weights` the shards are not looked at, as random
     weights need none.
-    Raises: StartupError as `read_config`; also if no shard is there.
+    Raises: StartupError as `read_config`; also if no shard is there, or if quantised weights are incomplete.
     """
     config = read_config(directory)
     eos = list(config.eos_token_ids)
@@ -59,8 +61,12 @@ def read_facts(directory: Path, *, with_weights: bool = True) -> ModelFacts:
     if generation.is_file():
         eos += read_json(generation).integers("eos_token_id")
     weight_bytes = {"text": 0, "mtp": 0, "vision": 0}
+    coded_bytes, kv_scales = 0, False
     for _, entry in all_entries(directory) if with_weights else ():
         weight_bytes[part_of(entry.name, config.text.main_layers)] += entry.bytes
+        coded_bytes += entry.bytes if entry.dtype in CODED else 0
+        kv_scales |= entry.name.endswith((".k_scale", ".v_scale"))
+    formats = expert_formats(directory, config) if with_weights else announced_formats(config)
     return ModelFacts(
         path=str(directory),
         architecture=config.architecture,
@@ -74,4 +80,8 @@ def read_facts(directory: Path, *, with_weights: bool = True) -> ModelFacts:
         has_vision=config.vision is not None,
         mtp_modules=len(config.text.mtp_layers) if weight_bytes["mtp"] else 0,
         dtype=config.dtype,
+        experts=",".join(sorted(set(formats.values()))) or PLAIN,
+        producer=config.quant.producer if config.quant is not None else "",
+        coded_bytes=coded_bytes,
+        kv_scales=kv_scales,
     )

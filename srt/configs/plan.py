@@ -39,6 +39,14 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """Bytes on disk per part: text, mtp, vision."""
     has_vision: bool = False
     mtp_modules: int = 0
+    experts: str = "plain"
+    """Format of the routed experts: plain, fp8, nvfp4 or nvfp4-a16; with a comma where layers differ."""
+    producer: str = ""
+    """Who quantised it: fp8 (the published release), modelopt, compressed-tensors; empty if nobody did."""
+    coded_bytes: int = 0
+    """Those of the text bytes that keep their size whatever --dtype says."""
+    kv_scales: bool = False
+    """The checkpoint has scales for keys and values in FP8."""
     dtype: str = "bfloat16"
     """What the checkpoint says that it is stored in; `--dtype auto` means this one."""
 
@@ -86,6 +94,7 @@ class RuntimePlan(msgspec.Struct, frozen=True):
     model: ModelFacts
     device: DeviceFacts
     dtype: str
+    kv_dtype: str
     page_size: int
     context_length: int
     max_total_tokens: int

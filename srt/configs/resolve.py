@@ -27,12 +27,15 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
     Raises: StartupError, one sentence with both numbers, if the server cannot run as asked.
     """
     _check_ranks(server, model)
+    _check_quantization(server, model)
     dtype, dtype_reason = _dtype(server, model)
     limits = _limits(server, model)
-    text_bytes = model.weight_bytes["text"] * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
+    kv_dtype = "fp8_e4m3" if server.kv_cache_dtype.startswith("fp8") else dtype
+    plain_bytes = model.weight_bytes["text"] - model.coded_bytes
+    text_bytes = model.coded_bytes + plain_bytes * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
     request = PoolRequest(
         groups=model.groups,
-        dtype=dtype,
+        dtype=kv_dtype,
         page_size=server.page_size,
         limits=limits,
         room=_room(text_bytes, dtype, device),
@@ -48,6 +51,7 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
         model=model,
         device=device,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         page_size=server.page_size,
         context_length=context,
         max_total_tokens=pools.full_tokens,
@@ -71,6 +75,13 @@ def _check_ranks(server: ServerConfig, model: ModelFacts) -> None:
                 f"--tp-size is {server.tp_size}; the {group.name} layers have {group.kv_heads} KV heads, "
                 "which must be divisible by it"
             )
+
+
+def _check_quantization(server: ServerConfig, model: ModelFacts) -> None:
+    asked = {"modelopt_fp4": "modelopt"}.get(server.quantization, server.quantization)
+    stored = model.experts.removesuffix("-a16")
+    if asked not in ("auto", stored, model.producer):
+        raise StartupError(f"--quantization is {server.quantization}; the checkpoint's experts are stored as {stored}")
 
 
 def _dtype(server: ServerConfig, model: ModelFacts) -> tuple[str, str]:

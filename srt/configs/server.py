@@ -59,10 +59,9 @@ class ServerConfig(msgspec.Struct, frozen=True):
         str,
         Option(
             MODEL,
-            "Weight format; auto reads it from the checkpoint.",
+            "Weight format of the routed experts; auto reads it, anything else must agree with the checkpoint.",
             aliases=("-q",),
-            choices=("auto",),
-            beyond="this version reads bfloat16 and float32 checkpoints and does not quantise",
+            choices=("auto", "fp8", "nvfp4", "modelopt", "modelopt_fp4", "compressed-tensors"),
         ),
     ] = "auto"
     context_length: Annotated[
@@ -124,6 +123,14 @@ class ServerConfig(msgspec.Struct, frozen=True):
         ),
     ] = 300.0
 
+    kv_cache_dtype: Annotated[
+        str,
+        Option(
+            MEMORY,
+            "Number format of cached keys and values; auto is the one of --dtype.",
+            choices=("auto", "fp8_e4m3", "fp8"),
+        ),
+    ] = "auto"
     max_total_tokens: Annotated[
         int | None,
         Option(
@@ -184,6 +191,25 @@ class ServerConfig(msgspec.Struct, frozen=True):
             maximum=64,
         ),
     ] = 1
+    ep_size: Annotated[
+        int,
+        Option(
+            EXECUTION,
+            "Groups of worker processes that share the routed experts out; divides --tp-size.",
+            unit="groups",
+            aliases=("--ep", "--expert-parallel-size"),
+            minimum=1,
+            maximum=64,
+        ),
+    ] = 1
+    moe_runner_backend: Annotated[
+        str,
+        Option(
+            EXECUTION,
+            "What computes the routed experts; a layer that it cannot compute exactly takes the next one.",
+            choices=("auto", "reference"),
+        ),
+    ] = "auto"
     disable_overlap_schedule: Annotated[
         bool,
         Option(

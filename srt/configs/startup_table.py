@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from srt.configs.census import PLAIN
 from srt.configs.plan import Choice, RuntimePlan
 
 
@@ -34,6 +35,12 @@ def startup_table(plan: RuntimePlan, reasons: Reasons, text_bytes: int) -> tuple
     return (*_work_rows(plan, reasons), *_limit_rows(plan, reasons), *_byte_rows(plan, reasons, text_bytes))
 
 
+def _kv_reason(plan: RuntimePlan) -> str:
+    if plan.kv_dtype == plan.dtype:
+        return "--dtype"
+    return "--kv-cache-dtype; " + ("scales from the checkpoint" if plan.model.kv_scales else "scale 1.0 for all layers")
+
+
 def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
     server, device = plan.server, plan.device
     idle = f"; {device.cuda_devices} NVIDIA device(s) unused, this version runs on a CPU" if device.cuda_devices else ""
@@ -44,6 +51,7 @@ def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
         Choice("tensor parallel", str(server.tp_size), "--tp-size"),
         Choice("threads a worker", str(plan.worker_threads), f"{device.cores} cores / {server.tp_size} workers"),
         Choice("dtype", plan.dtype, reasons.dtype),
+        Choice("KV dtype", plan.kv_dtype, _kv_reason(plan)),
         Choice("load format", server.load_format, "--load-format"),
         Choice("context length", f"{plan.context_length} tokens", reasons.context),
         Choice("random seed", str(plan.random_seed), _flag_or(server.random_seed, "--random-seed", "drawn at start")),
@@ -75,7 +83,8 @@ def _limit_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
 
 def _byte_rows(plan: RuntimePlan, reasons: Reasons, text_bytes: int) -> list[Choice]:
     ranks = plan.server.tp_size
-    rows = [Choice("weights: text", human(text_bytes), f"in {plan.dtype}, all ranks")]
+    experts = "" if plan.model.experts == PLAIN else f", routed experts in {plan.model.experts}"
+    rows = [Choice("weights: text", human(text_bytes), f"in {plan.dtype}{experts}, all ranks")]
     rows += [
         Choice(f"weights: {part}", human(0), f"{human(size)} in the checkpoint, not used by this version")
         for part, size in plan.model.weight_bytes.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,12 +19,12 @@ class Family:
     """What start-up needs to bring a model to life."""
 
     build: Callable[[Step3p7Config, Toolkit], LanguageModel]
-    rules: Callable[[Step3p7Config], RuleBook]
+    rules: Callable[[Step3p7Config, Mapping[int, str]], RuleBook]
 
 
 STEP3P7: Final = Family(
     build=lambda config, tools: Step3p7Text(config.text, tools),
-    rules=lambda config: step3p7_rules(config.text),
+    rules=step3p7_rules,
 )
 FAMILIES: Final = {"step3p5": STEP3P7, "step3p7": STEP3P7}
 """`model_type` of config.json -> family; the keys are those of `srt.configs.models.READERS`."""

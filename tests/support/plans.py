@@ -41,6 +41,7 @@ def runtime_plan(
         model=facts,
         device=DeviceFacts("cpu", "none", 1, 1),
         dtype="float32",
+        kv_dtype="float32",
         page_size=page_size,
         context_length=context,
         max_total_tokens=full_pages * page_size,

@@ -31,6 +31,8 @@ def plan_for(
     tp_size: int = 1,
     context_length: int = 1024,
     load_format: str = "auto",
+    kv_dtype: str = "",
+    ep_size: int = 1,
 ) -> RuntimePlan:
     """A runtime plan with `pages` pages in each KV group."""
     facts = read_facts(checkpoint)
@@ -41,10 +43,11 @@ def plan_for(
         geometry = (group.name, group.layers, group.window, group.kv_heads, group.head_dim)
         groups.append(GroupPlan(*geometry, pages, page_bytes))
     return RuntimePlan(
-        server=ServerConfig(model_path=str(checkpoint), tp_size=tp_size, load_format=load_format),
+        server=ServerConfig(model_path=str(checkpoint), tp_size=tp_size, ep_size=ep_size, load_format=load_format),
         model=facts,
         device=DeviceFacts("cpu", "cpu", 0, 2),
         dtype=dtype,
+        kv_dtype=kv_dtype or dtype,
         page_size=page_size,
         context_length=context_length,
         max_total_tokens=pages * page_size,
