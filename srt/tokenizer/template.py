@@ -70,20 +70,28 @@ def find_template(directory: Path, config: Mapping[str, Any], override: str | No
 
     Raises: StartupError if `override` cannot be read.
     """
-    if override is not None:
-        try:
-            return Path(override).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise StartupError(f"--chat-template {override} cannot be read: {error}") from error
     beside = directory / "chat_template.jinja"
-    if beside.is_file():
-        return beside.read_text()
+    if override is not None or beside.is_file():
+        file = beside if override is None else Path(override)
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartupError(f"the chat template {file} cannot be read: {error}") from error
     found = read_json_object(directory / "chat_template.json").get("chat_template", config.get("chat_template"))
     match found:
         case str():
             return found
         case [*variants]:
-            return next((entry["template"] for entry in variants if entry.get("name") == "default"), None)
+            return next((source for variant in variants if (source := _default_source(variant)) is not None), None)
+        case _:
+            return None
+
+
+def _default_source(variant: object) -> str | None:
+    """The template of a list's entry, if it is the default one."""
+    match variant:
+        case {"name": "default", "template": str(source)}:
+            return source
         case _:
             return None
 

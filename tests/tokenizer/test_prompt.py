@@ -92,6 +92,12 @@ def test_the_template_is_the_operators_then_the_checkpoints_own(tmp_path: Path) 
     assert find_template(tmp_path, {}, str(tmp_path / "own")) == "o"
     with pytest.raises(StartupError, match="cannot be read"):
         find_template(tmp_path, {}, str(tmp_path / "missing"))
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff{{")
+    with pytest.raises(StartupError, match="jinja cannot be read"):
+        find_template(tmp_path, {}, None)
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.json").unlink()
+    assert find_template(tmp_path, {"chat_template": [5, {"name": "default"}]}, None) is None
     with pytest.raises(StartupError, match="not valid"):
         ChatTemplate("{% if %}", {})
 
@@ -198,6 +204,15 @@ def test_what_a_request_leaves_open_comes_from_the_checkpoint_then_is_neutral() 
     sampling, stop = resolver(temperature=0.7).resolve(given, 8)
     assert (sampling.temperature, sampling.top_k, sampling.suppressed_ids) == (0.0, 0, (7, 1))
     assert sampling.seed >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", "hot"), ("temperature", -1), ("top_p", 0), ("top_p", 7), ("top_k", 0.5), ("min_p", 2)],
+)
+def test_a_checkpoint_whose_sampling_makes_no_sense_is_refused_at_the_start(name: str, value: Any) -> None:
+    with pytest.raises(StartupError, match=rf"generation_config.json: .*\$\.{name}"):
+        SamplingDefaults.of({name: value})
 
 
 def test_seeds_that_nobody_gave_come_from_the_servers_seed() -> None:
