@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from srt.api.tickets import Stream
 from srt.configs.plan import RuntimePlan
-from srt.configs.pools import ITEM_BYTES
+from srt.configs.resolve import bytes_of_text
 from srt.heartbeat import Age
 from srt.messages import CANCEL_TO_FREE_BOUNDS_S, GroupUsage, SchedulerStats, Timing
 
@@ -260,7 +260,7 @@ class Exposition(Collector):
         plan = self._plan
         pools = sum((group.pages + 1) * group.page_bytes for group in plan.groups)
         yield self._gauge("page_size", "Tokens of a KV page.", plan.page_size)
-        weights = plan.model.weight_bytes.get("text", 0) * ITEM_BYTES[plan.dtype] / ITEM_BYTES[plan.model.dtype]
+        weights = bytes_of_text(plan.model, plan.dtype)
         yield self._gauge("weight_memory_usage_gb", "Weights of the text model over all ranks, in GB.", weights / 1e9)
         yield self._gauge("kv_cache_memory_usage_gb", "KV pools of one rank, in GB.", pools / 1e9)
         yield self._gauge("startup_time_seconds", "From the start of this process to ready.", self._metrics.startup_s)

@@ -37,6 +37,7 @@ def test_the_exposition_parses_and_every_sample_names_the_model(front: Front) ->
     assert (front.metric("kv_evictable_tokens"), front.metric("kv_available_tokens")) == (30, 900)
     assert front.metric("cancel_to_free_seconds_count") == front.metric("cancel_to_free_seconds_bucket", le="+Inf") == 3
     assert front.metric("cancel_to_free_seconds_sum") == 7.5
+    assert front.metric("weight_memory_usage_gb") == 0.004, "stored in two bytes, served in four"
     assert (front.metric("swa_used_tokens"), front.metric("cache_hit_rate")) == (40, 0.25)
 
 
