@@ -142,4 +142,4 @@ def _decoded(raw: msgspec.Raw, name: str, kind: type[list[V]]) -> list[V]:
         path, sentence = explained(error, msgspec.json.decode(raw), name)
         raise invalid(sentence, path) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise malformed(bytes(raw)) from error
+        raise malformed(bytes(raw), error) from error

@@ -88,11 +88,9 @@ def _check_domains(server: ServerConfig) -> None:
 
 def _weights(server: ServerConfig, model: ModelFacts, dtype: str) -> dict[str, int]:
     """Bytes of the parts that are loaded, over all ranks. The image tower is whole on each of them."""
-    grows = ITEM_BYTES[dtype] / ITEM_BYTES[model.dtype]
-    text = model.coded_bytes + int((model.weight_bytes["text"] - model.coded_bytes) * grows)
-    if not model.has_vision:
-        return {"text": text}
-    return {"text": text, "vision": int(model.weight_bytes["vision"] * grows) * server.tp_size}
+    text = {"text": bytes_of_text(model, dtype)}
+    tower = model.weight_bytes["vision"] * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype] if model.has_vision else 0
+    return text | {"vision": tower * server.tp_size} if model.has_vision else text
 
 
 def _check_quantization(server: ServerConfig, model: ModelFacts) -> None:
@@ -125,6 +123,12 @@ def _limits(server: ServerConfig, model: ModelFacts) -> Limits:
         chunk=context if chunk == -1 else min(chunk or CPU_CHUNK_TOKENS, context),
         in_flight=1 if server.disable_overlap_schedule else 2,
     )
+
+
+def bytes_of_text(model: ModelFacts, dtype: str) -> int:
+    """What the weights of the text model take in memory, over all ranks: coded ones stay as they are on disk."""
+    plain_bytes = model.weight_bytes["text"] - model.coded_bytes
+    return model.coded_bytes + plain_bytes * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
 
 
 def _room(server: ServerConfig, weights: dict[str, int], dtype: str, device: DeviceFacts) -> int:
