@@ -29,6 +29,7 @@ def test_without_words_it_says_what_it_can_do() -> None:
     done = server()
     assert done.returncode == 0
     assert "server launch" in done.stdout
+    assert "server eval" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,8 @@ def test_without_words_it_says_what_it_can_do() -> None:
         (["launch", "--model-path", "nowhere"], "--model-path is nowhere; there is no such directory"),
         (["launch", "--model-path", ".", "--api-key", ""], "--api-key is empty"),
         (["launch", "--model-path", ".", "--admin-api-key", "a b"], "--admin-api-key is not visible ASCII"),
+        (["launch", "--model-path", "builtin:huge"], "no such directory; built in: builtin:tiny"),
+        (["eval", "--cuont", "3"], "--cuont"),
         (["launch", "--model-path", ".", "--device", "cuda"], "CUDA path arrives with a later version"),
         (["launch", "--model-path", ".", "--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,28 @@ from srt.errors import StartupError
 
 READERS: Final = {"step3p5": read_step3p7, "step3p7": read_step3p7}
 """`model_type` of config.json -> reader of that family."""
+
+BUILTIN: Final = {"builtin:tiny": ("srt.builtin", "tiny")}
+"""Checkpoints that are data of this package: model path -> package and directory in it."""
+
+
+def checkpoint_directory(model_path: str) -> Path:
+    """Where the checkpoint of a `--model-path` lies: that directory, or the one in this package.
+
+    Raises: StartupError if there is no such directory.
+    """
+    if model_path in BUILTIN:
+        package, name = BUILTIN[model_path]
+        return Path(str(resources.files(package))) / name
+    directory = Path(model_path)
+    if not directory.is_dir():
+        raise StartupError(f"--model-path is {model_path}; there is no such directory{_instead(model_path)}")
+    return directory
+
+
+def _instead(model_path: str) -> str:
+    """What else to say about a path that leads nowhere."""
+    return f"; built in: {', '.join(BUILTIN)}" if model_path.startswith("builtin") else ""
 
 
 def read_json(path: Path) -> Section:
