@@ -2,6 +2,7 @@
 
     api ──Generate·Cancel·Call──▶ tokenizer ──Admit·Abort·StopMatched·Call──▶ scheduler ──StepPlan──▶ worker × tp
     api ◀─Deltas·Failed·Reply─── tokenizer ◀─Emitted·Failed·Reply─────────── scheduler ◀─StepResult── worker 0
+    image threads of the tokenizer ──ImageMade·ImageRefused──▶ tokenizer
     every process ──Ready·Fatal──▶ launch ──ServerReady──▶ api
 
 Messages are frozen, keyed msgspec structs; the union of an edge is its protocol, decoded by type and closed
@@ -73,6 +74,30 @@ class ChatPrompt(Message, frozen=True):
     template_kwargs: bytes = b""
 
 
+class ImageSource(Message, frozen=True):
+    """An image as the client gave it: a data URI, base64, or the URL of a listed host.
+
+    `detail` "low" shows the model the global view alone, "high" and "auto" crops too, where it is large enough.
+    """
+
+    text: str
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class ImageSpan(Message, frozen=True):
+    """An image in a prompt: its tokens are `[start, start + tokens)`.
+
+    `key` is a hash of all that the model sees of it; its pixels wait in the file of that name (`srt/tiles.py`).
+    It has `columns` x `rows` crops and a global view.
+    """
+
+    key: bytes
+    start: int
+    tokens: int
+    columns: int
+    rows: int
+
+
 class SamplingParams(Message, frozen=True):
     """What a client asked for, checked for type and range, before anything about the model is known.
 
@@ -107,6 +132,8 @@ class Generate(Message, frozen=True):
     sampling: SamplingParams
     stream: bool = False
     namespace: str = ""
+    images: tuple[ImageSource, ...] = ()
+    """In the order in which the prompt shows them."""
     received_ns: int = 0
     """`time.monotonic_ns()` when the API process took the request."""
 
@@ -118,7 +145,7 @@ class Cancel(Message, frozen=True):
 
 
 class Admit(Message, frozen=True):
-    """A tokenized prompt ready to run."""
+    """A tokenized prompt ready to run. Its images, if any, are made."""
 
     rid: str
     token_ids: bytes
@@ -127,6 +154,8 @@ class Admit(Message, frozen=True):
     namespace: str = ""
     received_ns: int = 0
     """`time.monotonic_ns()` when the API process took the request."""
+    images: tuple[ImageSpan, ...] = ()
+    """In the order of `start`."""
 
 
 class Abort(Message, frozen=True):
@@ -175,6 +204,8 @@ class Emitted(Message, frozen=True):
     """All emissions of one step, one message."""
 
     emissions: list[Emission]
+    released: list[str] = []
+    """Requests with images that no step will look at any more."""
 
 
 class Delta(Message, frozen=True):
@@ -185,6 +216,9 @@ class Delta(Message, frozen=True):
     token_ids: tuple[int, ...] = ()
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    images: int = 0
+    image_tokens: int = 0
+    """Prompt tokens that stand for images; part of `prompt_tokens`."""
     retractions: int = 0
     finish: Finish | None = None
     timing: Timing | None = None
@@ -212,7 +246,8 @@ class Tokenize(Message, frozen=True):
     """Text or chat messages to token ids, exactly as a request with this prompt would be tokenized."""
 
     call: int
-    prompt: TextPrompt | ChatPrompt
+    prompt: TextPrompt | TokenPrompt | ChatPrompt
+    images: tuple[ImageSource, ...] = ()
 
 
 class Detokenize(Message, frozen=True):
@@ -303,13 +338,46 @@ class SchedulerStats(Message, frozen=True):
     leaked_pages: int = 0
     gen_throughput: float = 0.0
     idle_s: float = 0.0
+    images_encoded: int = 0
+    image_cache_hits: int = 0
+    image_batches: int = 0
+    image_encode_s: float = 0.0
     retracted_waiting: int = 0
     new_token_ratio: float = 0.0
     cancel_to_free_counts: tuple[int, ...] = ()
     cancel_to_free_s: float = 0.0
 
 
+# --- images that are being made -------------------------------------------------------------------------
+
+
+class ImageMade(Message, frozen=True):
+    """An image is decoded and cut; its pixels wait in the file that `key` names."""
+
+    job: int
+    key: bytes
+    columns: int
+    rows: int
+
+
+class ImageRefused(Message, frozen=True):
+    """An image cannot be served, and why."""
+
+    job: int
+    code: ErrorCode
+    text: str
+
+
 # --- the step protocol ----------------------------------------------------------------------------------
+
+
+class ImageWork(Message, frozen=True):
+    """What the image tower did in a step. `hits` are images whose features were there already."""
+
+    images: int
+    hits: int
+    batches: int
+    elapsed_us: int
 
 
 class RowStart(Message, frozen=True):
@@ -324,6 +392,8 @@ class RowStart(Message, frozen=True):
     computed: int
     prompt_tokens: int
     sampling: SamplingSpec
+    images: tuple[ImageSpan, ...] = ()
+    """Those that reach beyond `computed`."""
 
 
 class PageUpdate(Message, frozen=True):
@@ -364,6 +434,8 @@ class StepResult(Message, frozen=True):
     token_ids: list[int]
     token_counts: list[int]
     elapsed_us: int
+    images: ImageWork | None = None
+    """None if the step looked at no image."""
 
 
 class WorkerFault(Message, frozen=True):
@@ -405,7 +477,18 @@ class ServerReady(Message, frozen=True):
 
 
 ToTokenizer = (
-    Generate | Cancel | Tokenize | Detokenize | FlushCache | AbortAll | Emitted | Failed | Done | SchedulerStats
+    Generate
+    | Cancel
+    | Tokenize
+    | Detokenize
+    | FlushCache
+    | AbortAll
+    | ImageMade
+    | ImageRefused
+    | Emitted
+    | Failed
+    | Done
+    | SchedulerStats
 )
 ToScheduler = Admit | Abort | StopMatched | FlushCache | AbortAll | StepResult | WorkerFault
 ToWorker = StepPlan

@@ -69,6 +69,7 @@ class GenerateBody(StrictBody, frozen=True):
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
+    image_data: str | list[str | list[str] | None] | None = None
     sampling_params: SamplingBody | list[SamplingBody] | None = None
     stream: bool | None = None
     rid: str | list[str] | None = None
@@ -152,11 +153,19 @@ class AbortBody(StrictBody, frozen=True):
     abort_message: str | None = None
 
 
+class ImageUrl(msgspec.Struct, frozen=True):
+    """`image_url` of an image part."""
+
+    url: str
+    detail: str | None = None
+
+
 class MessagePart(msgspec.Struct, frozen=True):
     """One part of a message's content."""
 
     type: str
     text: str | None = None
+    image_url: ImageUrl | str | None = None
 
 
 class ToolFunction(msgspec.Struct, frozen=True):
@@ -278,6 +287,11 @@ def _sift_nested(kind: Body, value: Any, path: str, notices: list[Notice]) -> An
             return [_sift_nested(kind, entry, f"{path}[{index}]", notices) for index, entry in enumerate(value)]
         case _:
             return value
+
+
+def invalid(text: str, param: str | None) -> ServingError:
+    """The error of a field that breaks a rule."""
+    return ServingError(ErrorCode.INVALID_REQUEST, text, param)
 
 
 def malformed(raw: bytes, error: Exception) -> ServingError:

@@ -15,9 +15,11 @@ from srt.messages import (
     Detokenized,
     Done,
     FlushCache,
+    ImageSource,
     TextPrompt,
     Tokenize,
     Tokenized,
+    TokenPrompt,
 )
 from srt.wire import Outbox
 
@@ -40,9 +42,11 @@ class Calls:
         if future is not None and not future.done():
             future.set_result(reply)
 
-    async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> bytes:
+    async def tokenize(
+        self, prompt: TextPrompt | TokenPrompt | ChatPrompt, images: tuple[ImageSource, ...] = ()
+    ) -> bytes:
         """Packed ids of a prompt, exactly those that a request with it would have."""
-        reply = await self._ask(Tokenize(next(self._numbers), prompt))
+        reply = await self._ask(Tokenize(next(self._numbers), prompt, images))
         match reply:
             case Tokenized(token_ids=packed):
                 return packed

@@ -12,16 +12,17 @@ import msgspec
 
 from srt import __version__
 from srt.api.auth import Access, Doorkeeper
-from srt.api.bodies import NO_VALUE, AbortBody, DetokenizeBody, Parser, TokenizeBody, shown
+from srt.api.bodies import NO_VALUE, AbortBody, DetokenizeBody, Parser, TokenizeBody, invalid, shown
+from srt.api.chat import chat_prompt
 from srt.api.fields import Body
 from srt.api.http import Exchange
 from srt.api.metrics import CONTENT_TYPE, Exposition
 from srt.api.native import WEIGHT_VERSION
-from srt.api.schema import Request, chat_prompt, invalid
+from srt.api.schema import Request
 from srt.api.service import Life, Service
 from srt.errors import ErrorCode, ServingError
 from srt.heartbeat import LATE_S, Age
-from srt.messages import ChatPrompt, SamplingParams, TextPrompt, TokenPrompt
+from srt.messages import ChatPrompt, ImageSource, SamplingParams, TextPrompt, TokenPrompt
 
 HEALTH_GENERATE_S: Final = 20.0
 """How long `/health_generate` waits for its token."""
@@ -105,7 +106,7 @@ class Facts:
                 "reasoning_parser": None,
                 "tool_call_parser": None,
                 "disaggregation_mode": "null",
-                "has_image_understanding": False,
+                "has_image_understanding": plan.model.has_vision,
                 "has_audio_understanding": False,
                 "model_type": plan.model.model_type,
                 "architectures": [plan.model.architecture],
@@ -184,7 +185,7 @@ class Tokens:
         service = self._service
         body, notices = await service.read(exchange, self._tokenize)
         service.model_named(body.model)
-        packed = [await service.calls.tokenize(prompt) for prompt in self._prompts(body)]
+        packed = [await service.calls.tokenize(prompt, images) for prompt, images in self._prompts(body)]
         lists = [memoryview(ids).cast("i").tolist() for ids in packed]
         counts = list(map(len, lists))
         one = not isinstance(body.prompt, list)
@@ -198,7 +199,7 @@ class Tokens:
         await exchange.respond_json(answer)
 
     @staticmethod
-    def _prompts(body: TokenizeBody) -> list[TextPrompt] | list[ChatPrompt]:
+    def _prompts(body: TokenizeBody) -> list[tuple[TextPrompt | ChatPrompt, tuple[ImageSource, ...]]]:
         has_messages = bytes(body.messages) != b"null"
         if (body.prompt is None) != has_messages:
             found = "both" if has_messages else "neither"
@@ -217,7 +218,7 @@ class Tokens:
                 texts = [text or ""]
         if not texts or not all(texts):
             raise invalid("'prompt' is empty", "prompt")
-        return [TextPrompt(text, special) for text in texts]
+        return [(TextPrompt(text, special), ()) for text in texts]
 
     async def detokenize(self, exchange: Exchange) -> None:
         """`/detokenize`: ids, or a list of such lists."""

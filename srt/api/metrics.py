@@ -85,6 +85,8 @@ class Metrics:
         self.warnings: Counter[str] = Counter()
         self.prompt_tokens = 0
         self.cached_tokens = 0
+        self.images = 0
+        self.image_tokens = 0
         self.generated_tokens = 0
         self.stats: SchedulerStats | None = None
         self.startup_s = 0.0
@@ -99,6 +101,8 @@ class Metrics:
             self.aborted += 1
         self.prompt_tokens += stream.prompt_tokens
         self.cached_tokens += stream.cached_tokens
+        self.images += stream.images
+        self.image_tokens += stream.image_tokens
         if timing is not None and stream.completion_tokens and not stream.ticket.request.stream:
             self.first_token.observe(timing.first_token_s)
         self.ends.observe(stream, now)
@@ -228,6 +232,8 @@ class Exposition(Collector):
             ((phase, metrics.cancelled[phase]) for phase in ("before_first_token", "streaming", "not_streamed")),
         )
         yield self._counter("prompt_tokens", "Prompt tokens of ended requests.", metrics.prompt_tokens)
+        yield self._counter("images", "Images of ended requests.", metrics.images)
+        yield self._counter("image_tokens", "Prompt tokens of images of ended requests.", metrics.image_tokens)
         yield self._counter("generation_tokens", "Tokens of answers.", metrics.generated_tokens)
         yield self._labelled(
             "cached_tokens",
@@ -289,6 +295,12 @@ class Exposition(Collector):
         yield self._counter("num_retracted_input_tokens", "Prompt tokens retracted.", stats.retracted_input_tokens)
         yield self._counter("num_retracted_output_tokens", "Generated tokens retracted.", stats.retracted_output_tokens)
         yield self._counter("evicted_tokens", "Tokens that the cache dropped.", stats.evicted_tokens)
+        yield self._counter("images_encoded", "Images that the tower computed.", stats.images_encoded)
+        yield self._counter("image_batches", "Runs of the image tower.", stats.image_batches)
+        yield self._counter("image_encode_seconds", "Time in the image tower.", stats.image_encode_s)
+        yield self._counter(
+            "encoder_cache_hits", "Images whose features were there when a row needed them.", stats.image_cache_hits
+        )
         yield self._counter("scheduler_steps", "Forward passes.", stats.steps)
         yield self._counter("scheduler_idle_seconds", "Time without a step.", stats.idle_s)
 

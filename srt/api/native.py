@@ -10,6 +10,7 @@ import orjson
 from srt.api.bodies import GenerateBody, Parser
 from srt.api.fields import Body
 from srt.api.http import Exchange
+from srt.api.schema import Request
 from srt.api.service import Service
 from srt.api.tickets import Stream, Ticket
 from srt.messages import Finish, TokenPrompt
@@ -76,7 +77,7 @@ class Item:
             finish = orjson.dumps(finish_reason(stream.finish, stream.completion_tokens, stream.ticket.abort_text))
         return (
             b'%b,"prompt_tokens":%d,"completion_tokens":%d,"cached_tokens":%d,"reasoning_tokens":0,'
-            b'"cached_tokens_details":{"device":%d,"host":0},"num_retractions":%d,"weight_version":"%b"%b}'
+            b'"cached_tokens_details":{"device":%d,"host":0},"num_retractions":%d,"weight_version":"%b"%b%b}'
         ) % (
             finish,
             stream.prompt_tokens,
@@ -85,6 +86,7 @@ class Item:
             stream.cached_tokens,
             stream.retractions,
             WEIGHT_VERSION.encode(),
+            b',"image_tokens":%d' % stream.image_tokens if stream.image_tokens else b"",
             _times(stream),
         )
 
@@ -130,8 +132,7 @@ class Generate:
     async def __call__(self, exchange: Exchange) -> None:
         """Answer one call."""
         service = self._service
-        body, notices = await service.read(exchange, self._parser)
-        request = await service.with_ids(service.schema.generate(body, notices))
+        request = await service.with_ids(await self._parsed(exchange))
         with service.serve(exchange, request) as ticket:
             if request.stream:
                 await exchange.stream(ticket, EventWriter(ticket))
@@ -139,3 +140,8 @@ class Generate:
             await ticket.whole()
             items = [Item(ticket, stream).write(stream) for stream in ticket.streams]
             await exchange.respond(b"[" + b",".join(items) + b"]" if request.batch else items[0])
+
+    async def _parsed(self, exchange: Exchange) -> Request:
+        """The request; the body, which may be large, is not kept."""
+        body, notices = await self._service.read(exchange, self._parser)
+        return self._service.schema.generate(body, notices)

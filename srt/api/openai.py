@@ -34,7 +34,10 @@ def usage(streams: list[Stream]) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "reasoning_tokens": 0,
-        "prompt_tokens_details": {"cached_tokens": sum(stream.cached_tokens for stream in streams), "image_tokens": 0},
+        "prompt_tokens_details": {
+            "cached_tokens": sum(stream.cached_tokens for stream in streams),
+            "image_tokens": sum(stream.image_tokens for stream in streams),
+        },
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
@@ -179,12 +182,16 @@ class Completions:
     async def __call__(self, exchange: Exchange) -> None:
         """Answer one call."""
         service = self._service
-        body, notices = await service.read(exchange, self._parser)
-        model = service.model_named(body.model)
-        request = service.schema.completion(body, notices)
+        request, model = await self._parsed(exchange)
         echoes = tuple([await self._echo(prompt) for prompt in request.prompts]) if request.echo else ()
         request = await service.with_ids(request)
         await answer_call(service, exchange, request, COMPLETION_PREFIX, model, echoes, whole_completion)
+
+    async def _parsed(self, exchange: Exchange) -> tuple[Request, str]:
+        """The request and the model's name; the body, which may be large, is not kept."""
+        body, notices = await self._service.read(exchange, self._parser)
+        model = self._service.model_named(body.model)
+        return self._service.schema.completion(body, notices), model
 
     async def _echo(self, prompt: Prompt) -> str:
         match prompt:
@@ -206,10 +213,15 @@ class ChatCompletions:
     async def __call__(self, exchange: Exchange) -> None:
         """Answer one call."""
         service = self._service
-        body, notices = await service.read(exchange, self._parser)
-        model = service.model_named(body.model)
-        request = await service.with_ids(service.schema.chat(body, notices))
+        request, model = await self._parsed(exchange)
+        request = await service.with_ids(request)
         await answer_call(service, exchange, request, CHAT_PREFIX, model, (), whole_chat)
+
+    async def _parsed(self, exchange: Exchange) -> tuple[Request, str]:
+        """The request and the model's name; the body, which may be large, is not kept."""
+        body, notices = await self._service.read(exchange, self._parser)
+        model = self._service.model_named(body.model)
+        return self._service.schema.chat(body, notices), model
 
 
 async def answer_call(

@@ -12,23 +12,19 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 
 from srt.api.bodies import (
-    NO_VALUE,
     ChatBody,
-    ChatMessage,
     CompletionBody,
     GenerateBody,
     Notice,
     OpenAIBody,
     SamplingBody,
     SharedSampling,
-    TokenizeBody,
-    Tool,
-    explained,
-    malformed,
+    invalid,
     shown,
 )
+from srt.api.chat import chat_prompt
 from srt.errors import ErrorCode, ServingError
-from srt.messages import ChatPrompt, SamplingParams, TextPrompt, TokenPrompt
+from srt.messages import ChatPrompt, ImageSource, SamplingParams, TextPrompt, TokenPrompt
 
 MAX_STOPS: Final = 32
 MAX_STOP_CHARACTERS: Final = 256
@@ -40,8 +36,6 @@ NATIVE_NEW_TOKENS: Final = 128
 COMPLETION_NEW_TOKENS: Final = 16
 """Length of an answer where the client names none; a chat may then use all the room."""
 
-ROLES: Final = ("system", "developer", "user", "assistant", "tool")
-EFFORTS: Final = ("low", "medium", "high")
 
 _INT32: Final = (1 << 31) - 1
 _INT64: Final = (1 << 63) - 1
@@ -58,6 +52,9 @@ class Request(msgspec.Struct, frozen=True):
     sampling: tuple[SamplingParams, ...]
     name: str = ""
     """The caller's name for the whole call; empty: the server picks one."""
+    images: list[tuple[ImageSource, ...]] = []
+    """Images of each prompt; empty: no prompt has any, or they have been sent. They are large, and a call may run for
+    long."""
     rids: tuple[str, ...] = ()
     """The caller's names, one a prompt; empty: the server makes them from its own."""
     stream: bool = False
@@ -72,11 +69,6 @@ class Request(msgspec.Struct, frozen=True):
     echo: bool = False
     return_ids: bool = False
     """Token ids of prompt and answer go into the answer."""
-
-
-def invalid(text: str, param: str | None) -> ServingError:
-    """The error of a field that breaks a rule."""
-    return ServingError(ErrorCode.INVALID_REQUEST, text, param)
 
 
 class Schema:
@@ -114,6 +106,7 @@ class Schema:
             namespace=_namespace(body.cache_salt, body.extra_key),
             notices=notices,
             return_ids=body.return_prompt_token_ids or False,
+            images=_native_images(body.image_data, len(prompts), batch=batch),
         )
 
     def completion(self, body: CompletionBody, notices: tuple[Notice, ...]) -> Request:
@@ -128,7 +121,9 @@ class Schema:
         if limit is None:
             limit, field = body.max_tokens, "max_tokens"
         params = self._openai_sampling(body, limit, field, usual=None)
-        return self._openai_request(body, notices, "chat", (chat_prompt(body),), params, field)
+        prompt, images = chat_prompt(body)
+        request = self._openai_request(body, notices, "chat", (prompt,), params, field)
+        return msgspec.structs.replace(request, images=[images]) if images else request
 
     def token_lists(self, given: list[int | list[int]], name: str) -> tuple[list[bytes], bool]:
         """Packed ids of one list of tokens or of several, and whether there were several."""
@@ -299,92 +294,38 @@ class Schema:
         )
 
 
-# --- chat -----------------------------------------------------------------------------------------------
-
-
-def chat_prompt(body: ChatBody | TokenizeBody) -> ChatPrompt:
-    """Messages, tools and template variables of a chat, checked as far as templates rely on them."""
-    if body.messages == NO_VALUE:
-        raise invalid("'messages' is required", "messages")
-    messages = _decoded(body.messages, "messages", list[ChatMessage])
-    if not messages:
-        raise invalid("'messages' is empty", "messages")
-    for index, message in enumerate(messages):
-        _check_message(message, f"messages[{index}]")
-    kwargs = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        if body.reasoning_effort not in EFFORTS:
-            raise invalid(
-                f"'reasoning_effort' is {shown(body.reasoning_effort)}, it must be one of {', '.join(EFFORTS)}",
-                "reasoning_effort",
-            )
-        kwargs["reasoning_effort"] = body.reasoning_effort
-    for name, flag in (
-        ("add_generation_prompt", body.add_generation_prompt),
-        ("continue_final_message", body.continue_final_message),
-    ):
-        if flag is not None:
-            kwargs[name] = flag
-    return ChatPrompt(
-        messages=bytes(body.messages),
-        tools=_tools(body),
-        template_kwargs=msgspec.json.encode(kwargs) if kwargs else b"",
-    )
-
-
-def _tools(body: ChatBody | TokenizeBody) -> bytes:
-    """The tools that the template shows, as JSON; empty if there are none or the caller wants none used."""
-    match body.tool_choice:
-        case None | "auto" | "none":
-            pass
-        case other:
-            raise ServingError(
-                ErrorCode.UNSUPPORTED_FIELD,
-                f"'tool_choice' is not supported with the value {shown(other)}: auto or none",
-                "tool_choice",
-            )
-    if body.tools == NO_VALUE:
-        return b""
-    tools = _decoded(body.tools, "tools", list[Tool])
-    for index, tool in enumerate(tools):
-        if tool.type != "function":
-            raise invalid(f"'tools[{index}].type' is {shown(tool.type)}, it must be function", f"tools[{index}].type")
-    return b"" if body.tool_choice == "none" or not tools else bytes(body.tools)
-
-
-def _check_message(message: ChatMessage, where: str) -> None:
-    if message.role not in ROLES:
-        raise invalid(f"'{where}.role' is {shown(message.role)}, it must be one of {', '.join(ROLES)}", f"{where}.role")
-    if message.content is None and message.role != "assistant":
-        raise invalid(f"'{where}.content' is required", f"{where}.content")
-    match message.content:
-        case list() as parts:
-            pass
-        case _:
-            return
-    for index, part in enumerate(parts):
-        path = f"{where}.content[{index}]"
-        if part.type != "text":
-            raise ServingError(
-                ErrorCode.UNSUPPORTED_FIELD,
-                f"'{path}.type' is {shown(part.type)}: only text parts are supported",
-                f"{path}.type",
-            )
-        if part.text is None:
-            raise invalid(f"'{path}.text' is required", f"{path}.text")
-
-
-def _decoded(raw: msgspec.Raw, name: str, kind: type[list[V]]) -> list[V]:
-    try:
-        return msgspec.json.decode(raw, type=kind)
-    except msgspec.ValidationError as error:
-        path, sentence = explained(error, msgspec.json.decode(raw), name)
-        raise invalid(sentence, path) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise malformed(bytes(raw), error) from error
-
-
 # --- single fields --------------------------------------------------------------------------------------
+
+
+def _native_images(
+    given: str | list[str | list[str] | None] | None, count: int, *, batch: bool
+) -> list[tuple[ImageSource, ...]]:
+    """`image_data`: one image or a list for one prompt; for a batch one entry a prompt, null where it has none."""
+    match given:
+        case None | [] | "":
+            return []
+        case str():
+            entries: list[str | list[str] | None] = [given]
+        case [str(), *_] if not batch:
+            entries = [[image for image in given if isinstance(image, str)]]
+            if len(entries[0] or ()) != len(given):
+                raise invalid("'image_data' mixes images and lists of them", "image_data")
+        case list():
+            entries = given
+    if len(entries) != count:
+        raise invalid(f"'image_data' has {len(entries)} entries for {count} prompts", "image_data")
+    images = [tuple(ImageSource(text) for text in _listed(entry)) for entry in entries]
+    return images if any(images) else []
+
+
+def _listed(entry: str | list[str] | None) -> list[str]:
+    match entry:
+        case None:
+            return []
+        case str():
+            return [entry]
+        case list():
+            return entry
 
 
 def _text(text: str, name: str) -> TextPrompt:

@@ -22,7 +22,7 @@ from srt.configs.plan import RuntimePlan
 from srt.errors import ErrorCode, ServingError
 from srt.heartbeat import Board
 from srt.log import REQUESTS, request_line
-from srt.messages import ChatPrompt, TextPrompt, TokenPrompt
+from srt.messages import ChatPrompt, ImageSource, TextPrompt, TokenPrompt
 from srt.wire import Outbox
 
 requests_log = logging.getLogger(REQUESTS)
@@ -90,14 +90,17 @@ class Service:
         """The request with its prompts as token ids, if the client wants to see them."""
         if not request.return_ids:
             return request
-        return msgspec.structs.replace(request, prompts=tuple([await self._as_ids(p) for p in request.prompts]))
+        prompts = []
+        for index, prompt in enumerate(request.prompts):
+            prompts.append(await self._as_ids(prompt, request.images[index] if request.images else ()))
+        return msgspec.structs.replace(request, prompts=tuple(prompts))
 
-    async def _as_ids(self, prompt: Prompt) -> TokenPrompt:
+    async def _as_ids(self, prompt: Prompt, images: tuple[ImageSource, ...]) -> TokenPrompt:
         match prompt:
-            case TokenPrompt():
+            case TokenPrompt() if not images:
                 return prompt
-            case TextPrompt() | ChatPrompt():
-                return TokenPrompt(await self.calls.tokenize(prompt))
+            case _:
+                return TokenPrompt(await self.calls.tokenize(prompt, images))
 
     @contextmanager
     def serve(self, exchange: Exchange, request: Request, prefix: str = "") -> Iterator[Ticket]:

@@ -56,8 +56,17 @@ class Streams:
             self._by_wire_id[wire_id] = stream
             self._register(ticket, name, [stream])
             self._tokenizer.send(
-                Generate(wire_id, prompt, sampling, request.stream, request.namespace, received_ns=received_ns)
+                Generate(
+                    wire_id,
+                    prompt,
+                    sampling,
+                    request.stream,
+                    request.namespace,
+                    images=request.images[index] if request.images else (),
+                    received_ns=received_ns,
+                )
             )
+        request.images.clear()
         ticket.open_streams = len(ticket.streams)
         if request.batch:
             self._register(ticket, ticket.name, ticket.streams)

@@ -24,8 +24,8 @@ class Stream:
     """One prompt's answer: what has come and is not yet taken, and totals."""
 
     __slots__ = (
-        "arrived_at", "cached_tokens", "completion_tokens", "finish", "first_at", "index", "name", "pending_ids",
-        "pending_text", "prompt_tokens", "retractions", "ticket", "timing", "told", "wire_id",
+        "arrived_at", "cached_tokens", "completion_tokens", "finish", "first_at", "image_tokens", "images", "index",
+        "name", "pending_ids", "pending_text", "prompt_tokens", "retractions", "ticket", "timing", "told", "wire_id",
     )  # fmt: skip
 
     def __init__(self, ticket: Ticket, index: int, name: str, wire_id: str) -> None:
@@ -37,6 +37,8 @@ class Stream:
         self.pending_ids: list[int] = []
         self.prompt_tokens = 0
         self.cached_tokens = 0
+        self.images = 0
+        self.image_tokens = 0
         self.completion_tokens = 0
         self.retractions = 0
         self.finish: Finish | None = None
@@ -54,6 +56,8 @@ class Stream:
         self.completion_tokens += len(delta.token_ids)
         self.prompt_tokens = delta.prompt_tokens or self.prompt_tokens
         self.cached_tokens = delta.cached_tokens or self.cached_tokens
+        self.images = delta.images or self.images
+        self.image_tokens = delta.image_tokens or self.image_tokens
         self.retractions = max(self.retractions, delta.retractions)
         self.finish = delta.finish
         self.timing = delta.timing

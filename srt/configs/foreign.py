@@ -31,7 +31,7 @@ def _refused(sentence: str, *names: str, accepts: tuple[str, ...] = ()) -> Forei
 NO_SPECULATION: Final = "speculative decoding is not part of this version"
 NO_GRAMMAR: Final = "output cannot be held to a grammar by this version"
 MODEL_DEFAULTS: Final = "sampling defaults are those of generation_config.json"
-NO_IMAGES: Final = "image input is not part of this version; the language model alone is served"
+IMAGE_LIMITS: Final = "images are limited by --max-images-per-request, --max-image-bytes, --max-image-pixels"
 NO_PARSERS: Final = (
     "reasoning and tool calls are not split off by this version; the answer is the text as it was generated"
 )
@@ -58,6 +58,7 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _noted("there is no such kernel here", "--disable-cascade-attn", "--disable-custom-all-reduce"),
     _noted("/metrics says it, no line is logged for it", "--disable-log-stats"),
     _noted("requests are logged only with --log-requests", "--disable-log-requests", "--no-enable-log-requests"),
+    _noted("a model that takes images is always served with them", "--enable-multimodal"),
     _noted("no warm-up request is sent through the server", "--skip-server-warmup"),
     # --- memory and scheduling ---
     _refused(NO_FRACTION, "--mem-fraction-static", "--gpu-memory-utilization"),
@@ -133,13 +134,16 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _refused(NO_GRAMMAR, "--grammar-backend", accepts=("none",)),
     _refused(NO_GRAMMAR, "--guided-decoding-backend", "--structured-outputs-config"),
     _refused(
-        NO_IMAGES,
-        "--enable-multimodal",
+        IMAGE_LIMITS,
         "--limit-mm-data-per-request",
         "--limit-mm-per-prompt",
-        "--allowed-media-domains",
-        "--allowed-local-media-path",
         "--media-url-max-file-size-mb",
+    ),
+    _refused("images on this machine's disk are never read for a client", "--allowed-local-media-path"),
+    _refused(
+        "a model that takes images is always served with them",
+        "--language-only",
+        "--language-model-only",
     ),
     _refused("a prompt that is too long is answered with 400, never cut", "--allow-auto-truncate"),
     _refused("template arguments are given with a request (chat_template_kwargs)", "--default-chat-template-kwargs"),

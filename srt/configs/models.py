@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from srt.configs.census import CODED, PLAIN, announced_formats, expert_formats
-from srt.configs.plan import ModelFacts
+from srt.configs.images import read_images
+from srt.configs.plan import ImageConfig, ModelFacts
 from srt.configs.section import Section
 from srt.configs.shards import all_entries
 from srt.configs.step3p7 import Step3p7Config, part_of, read_step3p7
@@ -112,6 +113,7 @@ def read_facts(directory: Path, *, with_weights: bool = True) -> ModelFacts:
         groups=config.text.kv_groups(),
         weight_bytes=weight_bytes,
         has_vision=config.vision is not None,
+        images=_images(directory, config),
         mtp_modules=len(config.text.mtp_layers) if weight_bytes["mtp"] else 0,
         dtype=config.dtype,
         experts=",".join(sorted(set(formats.values()))) or PLAIN,
@@ -119,3 +121,12 @@ def read_facts(directory: Path, *, with_weights: bool = True) -> ModelFacts:
         coded_bytes=coded_bytes,
         kv_scales=kv_scales,
     )
+
+
+def _images(directory: Path, config: Step3p7Config) -> ImageConfig | None:
+    """How the checkpoint wants images, if it takes any."""
+    if config.vision is None or config.images is None:
+        return None
+    path = directory / "preprocessor_config.json"
+    processor = read_json(path) if path.is_file() else Section({}, path.name)
+    return read_images(config.vision, config.images, processor)

@@ -24,6 +24,22 @@ class KVGroupSpec(msgspec.Struct, frozen=True):
     head_dim: int
 
 
+class ImageConfig(msgspec.Struct, frozen=True):
+    """An image becomes a global view and crops, all square. Sizes in pixels.
+
+    `max_size`: longer sides are shrunk to it first. `mean` and `std` are those of red, green and blue in 0 to 1.
+    """
+
+    image_token_id: int
+    view_size: int
+    view_tokens: int
+    crop_size: int
+    crop_tokens: int
+    max_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class ModelFacts(msgspec.Struct, frozen=True):
     """What the processes without torch need to know of a checkpoint."""
 
@@ -38,6 +54,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     weight_bytes: dict[str, int]
     """Bytes on disk per part: text, mtp, vision."""
     has_vision: bool = False
+    images: ImageConfig | None = None
     mtp_modules: int = 0
     experts: str = "plain"
     """Format of the routed experts: plain, fp8, nvfp4 or nvfp4-a16; with a comma where layers differ."""
@@ -109,4 +126,6 @@ class RuntimePlan(msgspec.Struct, frozen=True):
     """2 with overlap, else 1."""
     worker_threads: int
     random_seed: int
+    image_processes: int = 0
+    """Processes that decode images, beside the tokenizer; 0 if the model takes none."""
     table: tuple[Choice, ...] = ()

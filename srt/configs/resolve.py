@@ -5,6 +5,7 @@ Memory is planned before anything is allocated: weights first, KV pools from wha
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -19,6 +20,7 @@ MEMORY_SHARE: Final = 0.9
 """Share of free memory that weights and KV may take; the rest is for the processes and activations."""
 CPU_RUNNING_REQUESTS: Final = 64
 CPU_CHUNK_TOKENS: Final = 512
+IMAGE_PROCESSES_MAX: Final = 4
 
 
 def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fresh_seed: int = 0) -> RuntimePlan:
@@ -27,17 +29,18 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
     Raises: StartupError, one sentence with both numbers, if the server cannot run as asked.
     """
     _check_ranks(server, model)
+    _check_domains(server)
     _check_quantization(server, model)
     dtype, dtype_reason = _dtype(server, model)
     limits = _limits(server, model)
     kv_dtype = "fp8_e4m3" if server.kv_cache_dtype.startswith("fp8") else dtype
-    text_bytes = bytes_of_text(model, dtype)
+    weights = _weights(server, model, dtype)
     request = PoolRequest(
         groups=model.groups,
         dtype=kv_dtype,
         page_size=server.page_size,
         limits=limits,
-        room=_room(text_bytes, dtype, device),
+        room=_room(server, weights, dtype, device),
         asked_tokens=server.max_total_tokens,
         asked_ratio=server.swa_full_tokens_ratio,
     )
@@ -62,9 +65,10 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
         steps_in_flight=limits.in_flight,
         worker_threads=max(1, device.cores // server.tp_size),
         random_seed=fresh_seed if server.random_seed is None else server.random_seed,
+        image_processes=min(IMAGE_PROCESSES_MAX, device.cores) if model.has_vision else 0,
     )
     reasons = Reasons(dtype=dtype_reason, context=context_reason, pools=pools.reason, running_wanted=limits.running)
-    return msgspec.structs.replace(plan, table=startup_table(plan, reasons, text_bytes))
+    return msgspec.structs.replace(plan, table=startup_table(plan, reasons, weights))
 
 
 def _check_ranks(server: ServerConfig, model: ModelFacts) -> None:
@@ -74,6 +78,19 @@ def _check_ranks(server: ServerConfig, model: ModelFacts) -> None:
                 f"--tp-size is {server.tp_size}; the {group.name} layers have {group.kv_heads} KV heads, "
                 "which must be divisible by it"
             )
+
+
+def _check_domains(server: ServerConfig) -> None:
+    for domain in server.media_domains:
+        if not re.fullmatch(r"[\w.-]+", domain):
+            raise StartupError(f"--allowed-media-domains names {domain!r}; give names without scheme, port or path")
+
+
+def _weights(server: ServerConfig, model: ModelFacts, dtype: str) -> dict[str, int]:
+    """Bytes of the parts that are loaded, over all ranks. The image tower is whole on each of them."""
+    text = {"text": bytes_of_text(model, dtype)}
+    tower = model.weight_bytes["vision"] * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype] if model.has_vision else 0
+    return text | {"vision": tower * server.tp_size} if model.has_vision else text
 
 
 def _check_quantization(server: ServerConfig, model: ModelFacts) -> None:
@@ -114,12 +131,15 @@ def bytes_of_text(model: ModelFacts, dtype: str) -> int:
     return model.coded_bytes + plain_bytes * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
 
 
-def _room(weight_bytes: int, dtype: str, device: DeviceFacts) -> int:
+def _room(server: ServerConfig, weights: dict[str, int], dtype: str, device: DeviceFacts) -> int:
     """Bytes that are left for KV."""
-    room = int(device.memory_bytes * MEMORY_SHARE) - weight_bytes
+    weight_bytes = sum(weights.values())
+    features = server.encoder_cache_bytes * server.tp_size if "vision" in weights else 0
+    room = int(device.memory_bytes * MEMORY_SHARE) - weight_bytes - features
     if room <= 0:
+        kept = f" and image features {human(features)} (--encoder-cache-bytes)" if features else ""
         raise StartupError(
-            f"the weights need {human(weight_bytes)} in {dtype}; {human(device.memory_bytes)} of memory are free"
+            f"the weights need {human(weight_bytes)} in {dtype}{kept}; {human(device.memory_bytes)} of memory are free"
         )
     return room
 

@@ -14,6 +14,7 @@ MODEL: Final = "Model"
 NETWORK: Final = "Network"
 LIMITS: Final = "Limits"
 MEMORY: Final = "KV memory and batching"
+IMAGES: Final = "Images"
 EXECUTION: Final = "Execution"
 LOGGING: Final = "Logging"
 
@@ -185,6 +186,44 @@ class ServerConfig(msgspec.Struct, frozen=True):
         Option(MEMORY, "Who is next: first come, or longest cached prefix (nobody starves).", choices=("fcfs", "lpm")),
     ] = "fcfs"
 
+    image_preprocessing: Annotated[
+        str,
+        Option(
+            IMAGES,
+            "How images are resized and cut: as published with the model, or bit by bit as transformers does.",
+            choices=("vendor", "hf"),
+        ),
+    ] = "vendor"
+    allowed_media_domains: Annotated[
+        str,
+        Option(
+            IMAGES,
+            "Hosts, separated by commas, from which images may be fetched, at public addresses only.",
+            unset="none",
+        ),
+    ] = ""
+    max_image_bytes: Annotated[
+        int, Option(IMAGES, "Largest image file; a larger one is answered with 400.", unit="bytes", minimum=1)
+    ] = 20 << 20
+    max_image_pixels: Annotated[
+        int,
+        Option(IMAGES, "Most pixels of an image, counted before it is decoded.", unit="pixels", minimum=1),
+    ] = 1 << 26
+    max_image_seconds: Annotated[
+        float,
+        Option(IMAGES, "What fetching an image may take, and what decoding it may take.", unit="seconds", minimum=0.1),
+    ] = 10.0
+    max_images_per_request: Annotated[int, Option(IMAGES, "Most images of one prompt.", unit="images", minimum=0)] = 64
+    encoder_cache_bytes: Annotated[
+        int,
+        Option(
+            IMAGES,
+            "Features of images that a worker keeps, so that an image seen again is not computed again.",
+            unit="bytes",
+            minimum=0,
+        ),
+    ] = 256 << 20
+
     device: Annotated[str, Option(EXECUTION, "Where the model runs.", choices=("auto", "cpu", "cuda"))] = "auto"
     tp_size: Annotated[
         int,
@@ -254,6 +293,11 @@ class ServerConfig(msgspec.Struct, frozen=True):
         "text"
     )
 
+    @property
+    def media_domains(self) -> tuple[str, ...]:
+        """`allowed_media_domains`, one by one."""
+        return tuple(domain.strip() for domain in self.allowed_media_domains.split(",") if domain.strip())
+
 
 class Field(msgspec.Struct, frozen=True):
     """One row of the table: a field of `ServerConfig` with its type, default and description."""
@@ -271,7 +315,7 @@ class Field(msgspec.Struct, frozen=True):
     @property
     def default_text(self) -> str:
         """The default as a user reads it."""
-        if self.default is None:
+        if self.default is None or self.default == "":
             return self.option.unset
         if self.kind is bool:
             return "off"

@@ -30,9 +30,10 @@ def _flag_or(value: object, flag: str, otherwise: str) -> str:
     return otherwise if value is None else flag
 
 
-def startup_table(plan: RuntimePlan, reasons: Reasons, text_bytes: int) -> tuple[Choice, ...]:
-    """The start-up table: what was resolved, to what, why, and the bytes of each part."""
-    return (*_work_rows(plan, reasons), *_limit_rows(plan, reasons), *_byte_rows(plan, reasons, text_bytes))
+def startup_table(plan: RuntimePlan, reasons: Reasons, weights: dict[str, int]) -> tuple[Choice, ...]:
+    """The start-up table: what was resolved, to what, why, and the bytes of each part. `weights` are those loaded."""
+    rows = [*_work_rows(plan, reasons), *_limit_rows(plan, reasons)]
+    return (*rows, *(_image_rows(plan) if plan.model.has_vision else ()), *_byte_rows(plan, reasons, weights))
 
 
 def _kv_reason(plan: RuntimePlan) -> str:
@@ -86,16 +87,36 @@ def _limit_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
     ]
 
 
-def _byte_rows(plan: RuntimePlan, reasons: Reasons, text_bytes: int) -> list[Choice]:
+def _image_rows(plan: RuntimePlan) -> list[Choice]:
+    server = plan.server
+    rule = {"vendor": "as published with the model", "hf": "as transformers does"}[server.image_preprocessing]
+    limits = f"{human(server.max_image_bytes)}, {server.max_image_pixels} pixels, {server.max_image_seconds:g} s each"
+    return [
+        Choice("image preprocessing", server.image_preprocessing, rule),
+        Choice("image processes", str(plan.image_processes), "one a core, 4 at most"),
+        Choice("image limits", f"{server.max_images_per_request} a request", limits),
+        Choice("remote images", server.allowed_media_domains or "none", "--allowed-media-domains"),
+    ]
+
+
+def _byte_rows(plan: RuntimePlan, reasons: Reasons, weights: dict[str, int]) -> list[Choice]:
     ranks = plan.server.tp_size
     experts = "" if plan.model.experts == PLAIN else f", routed experts in {plan.model.experts}"
-    rows = [Choice("weights: text", human(text_bytes), f"in {plan.dtype}{experts}, all ranks")]
+    notes = {"text": experts}
+    rows = [
+        Choice(f"weights: {part}", human(size), f"in {plan.dtype}{notes.get(part, '')}, all ranks")
+        for part, size in weights.items()
+    ]
     rows += [
         Choice(f"weights: {part}", human(0), f"{human(size)} in the checkpoint, not used by this version")
         for part, size in plan.model.weight_bytes.items()
-        if part != "text" and size
+        if part not in weights and size
     ]
-    total = text_bytes
+    total = sum(weights.values())
+    if plan.model.has_vision:
+        features = plan.server.encoder_cache_bytes * ranks
+        total += features
+        rows.append(Choice("image features", human(features), "--encoder-cache-bytes, on each rank"))
     for group in plan.groups:
         tokens = group.pages * plan.page_size
         size = (group.pages + 1) * group.page_bytes * ranks

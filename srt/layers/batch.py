@@ -8,6 +8,16 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class PlacedFeatures:
+    """Features of images that stand in for embeddings of M of the step's tokens."""
+
+    tokens: Tensor
+    """[M] int64: which of the T tokens."""
+    features: Tensor
+    """[M, H], in the model's dtype."""
+
+
+@dataclass(frozen=True)
 class ForwardBatch:
     """One step. A row's tokens are consecutive, in order of position; `*_list` repeat a tensor on the host.
 
@@ -31,6 +41,8 @@ class ForwardBatch:
     logit_tokens: Tensor
     """[L] int64: the tokens whose logits are wanted."""
     page_size: int
+    images: PlacedFeatures | None = None
+    """None if no token of the step belongs to an image."""
 
 
 @dataclass(frozen=True)

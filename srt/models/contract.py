@@ -28,3 +28,18 @@ class LanguageModel(Protocol):
     def parameters(self) -> Parameters:
         """Everything that a checkpoint must fill, by name."""
         ...
+
+
+class ImageEncoder(Protocol):
+    """Square views of images to features that stand where their placeholder tokens are."""
+
+    def encode(self, views: Tensor) -> Tensor:
+        """N views of one size: [N, S, S, 3] uint8, on any device -> [N, F, H] in the model's dtype, on its device.
+
+        A view's features depend on its pixels only, not on what else is in the batch.
+        """
+        ...
+
+    def parameters(self) -> Parameters:
+        """Everything that a checkpoint must fill, by name."""
+        ...

@@ -6,10 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import torch
+
+from srt.configs.plan import ImageConfig
 from srt.configs.step3p7 import Step3p7Config
 from srt.layers.toolkit import Toolkit
-from srt.models.contract import LanguageModel
+from srt.models.contract import ImageEncoder, LanguageModel
 from srt.models.step3p7_text import Step3p7Text
+from srt.models.step3p7_vision import VisionTower
 from srt.models.step3p7_weights import step3p7_rules
 from srt.weights.rules import RuleBook
 
@@ -19,12 +23,19 @@ class Family:
     """What start-up needs to bring a model to life."""
 
     build: Callable[[Step3p7Config, Toolkit], LanguageModel]
+    build_tower: Callable[[Step3p7Config, ImageConfig, torch.dtype], ImageEncoder]
     rules: Callable[[Step3p7Config, Mapping[int, str]], RuleBook]
+
+
+def _tower(config: Step3p7Config, images: ImageConfig, dtype: torch.dtype) -> ImageEncoder:
+    assert config.vision is not None, "a checkpoint without tower takes no images"
+    return VisionTower(config.vision, images, config.text.hidden_size, dtype)
 
 
 STEP3P7: Final = Family(
     build=lambda config, tools: Step3p7Text(config.text, tools),
-    rules=step3p7_rules,
+    build_tower=_tower,
+    rules=lambda config, formats: step3p7_rules(config, formats, tower=config.vision is not None),
 )
 FAMILIES: Final = {"step3p5": STEP3P7, "step3p7": STEP3P7}
 """`model_type` of config.json -> family; the keys are those of `srt.configs.models.READERS`."""

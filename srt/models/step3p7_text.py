@@ -78,10 +78,15 @@ class Step3p7Text:
     def forward(self, batch: ForwardBatch, kv: Sequence[KVLayer]) -> Tensor:
         """The residual stream after the last layer, before the final norm: [T, H]."""
         self._attention.begin(batch)
-        x, residual = self.embedding(batch.input_ids), None
+        x, residual = self._embedded(batch), None
         for block, memory in zip(self.blocks, kv, strict=True):
             x, residual = block(x, residual, memory, batch)
         return x if residual is None else x + residual
+
+    def _embedded(self, batch: ForwardBatch) -> Tensor:
+        """Embeddings of the tokens, and features of images in the places of theirs: [T, H]."""
+        x = self.embedding(batch.input_ids)
+        return x if batch.images is None else x.index_copy_(0, batch.images.tokens, batch.images.features)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits of rows of the residual stream: [L, H] -> [L, V], on every rank."""

@@ -1,7 +1,7 @@
 """The weight map of Step-3.5-Flash and Step-3.7-Flash.
 
 Two spellings: the published one and the names that transformers gives the running model; either may carry the
-prefix `model.language_model.`. MTP heads and the image tower are claimed by name and not built here.
+prefix `model.language_model.`. MTP heads are claimed by name and not built here.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 from srt.configs.census import PLAIN, SCALES
 from srt.configs.quant import PREFIXES
-from srt.configs.step3p7 import Step3p7Config
+from srt.configs.step3p7 import Step3p7Config, VisionConfig
 from srt.layers.quant.contract import WEIGHT
+from srt.models.step3p7_vision import pair_heads
 from srt.weights.rules import Rule, RuleBook
 
 _LAYER = "model.layers.{layer}."
@@ -27,10 +28,42 @@ _MTP_NAMES = (
 )  # fmt: skip
 
 
-def step3p7_rules(checkpoint: Step3p7Config, formats: Mapping[int, str]) -> RuleBook:
+_UNREAD_TOWER = tuple(
+    Rule(f"{prefix}.{{rest}}", None, part="vision")
+    for prefix in ("vision_model", "vit_large_projector", "multi_modal_projector")
+)
+_TOWER = "vision_model."
+_TOWER_BLOCK = "vision_model.transformer.resblocks.{layer}."
+_TOWER_NAMES = {
+    "conv1.weight": "patches",
+    "positional_embedding": "positions",
+    "ln_pre.weight": "first_norm.weight",
+    "ln_pre.bias": "first_norm.bias",
+    **{f"vit_downsampler{at}.{part}": f"downsampler{at}.{part}" for at in (1, 2) for part in ("weight", "bias")},
+}
+_TOWER_NAMES_SAVED = {
+    "embeddings.patch_embedding.weight": "patches",
+    "embeddings.position_embedding.weight": "positions",
+    "pre_layernorm.weight": "first_norm.weight",
+    "pre_layernorm.bias": "first_norm.bias",
+    **{f"downsampler{at}.{part}": f"downsampler{at}.{part}" for at in (1, 2) for part in ("weight", "bias")},
+}
+_BLOCK_PARTS = {
+    "attention_norm": ("ln_1", "layernorm_before"),
+    "output": ("attn.out_proj", "self_attn.out_proj"),
+    "network_norm": ("ln_2", "layernorm_after"),
+    "up": ("mlp.c_fc", "mlp.fc1"),
+    "down": ("mlp.c_proj", "mlp.fc2"),
+}
+"""Parts of a tower block with weight and bias: ours -> (published, saved by transformers)."""
+_SCALES = {"attention_scale": ("ls_1.gamma", "lambda_1"), "network_scale": ("ls_2.gamma", "lambda_2")}
+
+
+def step3p7_rules(checkpoint: Step3p7Config, formats: Mapping[int, str], *, tower: bool = False) -> RuleBook:
     """Rules for a checkpoint with this geometry; the published spelling comes first.
 
-    `formats` says how the routed experts of each layer are stored (`srt/configs/census.py`).
+    `formats` says how the routed experts of each layer are stored (`srt/configs/census.py`). Without `tower` the
+    tensors of the image tower are claimed and not read.
     """
     config = checkpoint.text
     producer = checkpoint.quant.producer if checkpoint.quant is not None else ""
@@ -50,9 +83,7 @@ def step3p7_rules(checkpoint: Step3p7Config, formats: Mapping[int, str]) -> Rule
             *_router_rules(routed),
             *(rule for index in routed for rule in _expert_rules(index, formats[index], producer)),
             *(Rule(f"{_LAYER}{name}.weight", None, layers=mtp, part="mtp") for name in _MTP_NAMES),
-            Rule("vision_model.{rest}", None, part="vision"),
-            Rule("vit_large_projector.{rest}", None, part="vision"),
-            Rule("multi_modal_projector.{rest}", None, part="vision"),
+            *(_tower_rules(checkpoint.vision) if tower and checkpoint.vision is not None else _UNREAD_TOWER),
         ],
         prefixes=PREFIXES,
     )
@@ -122,3 +153,32 @@ def _expert_rules(layer: int, weight_format: str, producer: str) -> list[Rule]:
         for stack in ("moe.", "moe.experts.{expert}.", "mlp.experts.{expert}.")
     ]
     return [*rules, *merged]
+
+
+def _tower_rules(config: VisionConfig) -> list[Rule]:
+    """The image tower and its projector, under `vision.`."""
+    rules = [
+        Rule("vit_large_projector.weight", "vision.projector", part="vision"),
+        Rule("multi_modal_projector.weight", "vision.projector", part="vision"),
+    ]
+    for names in (_TOWER_NAMES, _TOWER_NAMES_SAVED):
+        rules += [Rule(f"{_TOWER}{source}", f"vision.{target}", part="vision") for source, target in names.items()]
+    layers, block = tuple(range(config.layers)), "vision.blocks.{layer}."
+    prefixes = (_TOWER_BLOCK, f"{_TOWER}layers.{{layer}}.")
+    for spelling, at in enumerate(prefixes):
+        for target, sources in _SCALES.items():
+            rules.append(Rule(f"{at}{sources[spelling]}", f"{block}{target}", layers=layers, part="vision"))
+        for target, sources in _BLOCK_PARTS.items():
+            for part in ("weight", "bias"):
+                name = f"{at}{sources[spelling]}.{part}"
+                rules.append(Rule(name, f"{block}{target}.{part}", layers=layers, part="vision"))
+    for part in ("weight", "bias"):
+        target = f"{block}qkv.{part}"
+        whole_name = f"{_TOWER_BLOCK}attn.in_proj_{part}"
+        rules.append(Rule(whole_name, target, ("q", "k", "v"), layers, part="vision"))
+        for piece in ("q", "k", "v"):
+            name = f"{prefixes[1]}self_attn.{piece}_proj.{part}"
+            # transformers keeps q and k in the order in which it rotates them.
+            reorder = None if piece == "v" else pair_heads(config.heads)
+            rules.append(Rule(name, target, (piece,), layers, part="vision", reorder=reorder))
+    return rules

@@ -73,6 +73,7 @@ def close(state: SchedulerState, request: Request, finish: Finish, now_ns: int, 
     if request.phase is Phase.QUEUED:
         state.queue.remove(request)
         request.move(Phase.FINISHED)
+        release_images(state, request)
     else:
         drain(state, request, Phase.FINISHED)
         if finish.kind != "abort" and request.limit_tokens > request.prompt_tokens:
@@ -116,6 +117,14 @@ def leave_if_settled(state: SchedulerState, request: Request) -> None:
     request.move(after)
     if after is Phase.QUEUED:
         state.queue.add(request)
+    else:
+        release_images(state, request)
+
+
+def release_images(state: SchedulerState, request: Request) -> None:
+    """A request has ended and no step names it: its images may go."""
+    if request.admit.images:
+        state.released.append(request.rid)
 
 
 def count_if_freed(state: SchedulerState, request: Request, now_ns: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from srt.cache.lease import Match
 from srt.messages import PageUpdate, RowStart, StepPlan
+from srt.scheduler.image_keys import plain_ids
 from srt.scheduler.life import retract
 from srt.scheduler.outlook import Outlook
 from srt.scheduler.request import Phase, Request, Row, gap
@@ -175,13 +176,20 @@ def finish_plan(state: SchedulerState, draft: Draft) -> StepPlan:
         emits.append(emitting)
         if not row.lease.told:
             hit = row.computed - tokens
-            sampling = request.admit.sampling
-            starts.append(RowStart(row.index, row.lease.source, hit, request.prompt_tokens, sampling))
+            starts.append(row_start(request, row, hit))
     # A row that starts again is wiped anyway, so it is not named as freed: the order of the two cannot matter.
     started = {start.row for start in starts}
     freed = [row for row in state.freed_rows if row not in started]
     state.freed_rows.clear()
     return StepPlan(step, rows, counts, emits, starts, page_updates(state, draft), freed)
+
+
+def row_start(request: Request, row: Row, hit: int) -> RowStart:
+    """What the worker hears of a request: its true token ids, and the images that the hit does not cover."""
+    admit = request.admit
+    images = tuple(span for span in admit.images if span.start + span.tokens > hit)
+    ids = plain_ids(row.lease.source, admit.token_ids) if admit.images else row.lease.source
+    return RowStart(row.index, ids, hit, request.prompt_tokens, admit.sampling, images)
 
 
 def page_updates(state: SchedulerState, draft: Draft) -> list[PageUpdate]:

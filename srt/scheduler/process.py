@@ -170,9 +170,9 @@ class Scheduler:
             self._beat.step_ended()
 
     def _answer(self) -> None:
-        if self._emissions:
-            self._tokenizer.send(Emitted(self._emissions))
-            self._emissions = []
+        if self._emissions or self.state.released:
+            self._tokenizer.send(Emitted(self._emissions, self.state.released))
+            self._emissions, self.state.released = [], []
         if self._flushes:
             self._flush()
         for reply in self._replies:

@@ -15,6 +15,7 @@ from typing import Final
 
 from srt.cache.lease import Lease
 from srt.messages import Admit
+from srt.scheduler.image_keys import keyed_ids
 
 
 class Phase(Enum):
@@ -68,7 +69,8 @@ class Stamps:
 
 
 class Request:
-    """One request. `order` is its place in the order of arrival; `tokens` are all it knows, int32 little-endian.
+    """One request. `order` is its place in the order of arrival; `tokens` are all it knows, int32 little-endian,
+    as the cache sees them: positions of images hold what `image_keys` draws from their content.
 
     `limit_tokens`: it ends when so many tokens, prompt included, exist. `after`: the phase that follows DRAINING;
     None before. `overtaken`: younger requests that were admitted before it.
@@ -93,7 +95,7 @@ class Request:
     def __init__(self, admit: Admit, order: int, context_length: int, now_ns: int) -> None:
         self.admit = admit
         self.order = order
-        self.tokens = bytearray(admit.token_ids)
+        self.tokens = keyed_ids(admit.token_ids, admit.images)
         self.prompt_tokens = len(self.tokens) // 4
         self.limit_tokens = max(self.prompt_tokens, min(self.prompt_tokens + admit.stop.max_new_tokens, context_length))
         self.stop_ids = frozenset(admit.stop.token_ids)

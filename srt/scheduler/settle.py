@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from srt.errors import ProcessLost
-from srt.messages import Emission, Finish, StepResult
+from srt.messages import Emission, Finish, ImageWork, StepResult
 from srt.scheduler.life import close, count_if_freed, emit, leave_if_settled
 from srt.scheduler.request import Phase, Request, Row
 from srt.scheduler.state import Grant, SchedulerState
@@ -18,6 +18,7 @@ def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emiss
         awaited = f"step {state.flights[0].step}" if state.flights else "none"
         raise ProcessLost(f"the worker answered step {result.step}, awaited was {awaited}")
     flight = state.flights.popleft()
+    count_images(state, result.images)
     emitting = sum(grant.emits for grant in flight.grants)
     if len(result.token_counts) != emitting or sum(result.token_counts) != len(result.token_ids):
         raise ProcessLost(
@@ -37,6 +38,16 @@ def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emiss
         if emission is not None:
             emissions.append(emission)
     return emissions
+
+
+def count_images(state: SchedulerState, work: ImageWork | None) -> None:
+    """Add what the image tower did."""
+    if work is not None:
+        totals = state.totals
+        totals.images_encoded += work.images
+        totals.image_cache_hits += work.hits
+        totals.image_batches += work.batches
+        totals.image_encode_us += work.elapsed_us
 
 
 def settle_row(state: SchedulerState, grant: Grant, tokens: tuple[int, ...], now_ns: int) -> Emission | None:

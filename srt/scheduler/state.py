@@ -56,6 +56,10 @@ class Totals:
     cache_queries_tokens: int = 0
     cache_hit_tokens: int = 0
     generated_tokens: int = 0
+    images_encoded: int = 0
+    image_cache_hits: int = 0
+    image_batches: int = 0
+    image_encode_us: int = 0
     cancel_to_free_counts: list[int] = field(default_factory=lambda: [0] * (len(CANCEL_TO_FREE_BOUNDS_S) + 1))
     cancel_to_free_s: float = 0.0
 
@@ -65,7 +69,8 @@ class SchedulerState:
     """All requests, rows and pages.
 
     `live`: requests that have not been closed, by id. `running`: those in phase RUNNING, oldest first. `rows`: whoever
-    holds a row, RUNNING or DRAINING. `freed_rows`: rows given up that the worker has not been told of. `share`: part
+    holds a row, RUNNING or DRAINING. `freed_rows`: rows given up that the worker has not been told of. `released`:
+    ended requests whose images the tokenizer has not been told may go. `share`: part
     of its `max_new_tokens` that a request is expected to use, learned from those that ended. `blocked`: what the
     world looked like when the next request last did not fit.
     """
@@ -78,6 +83,7 @@ class SchedulerState:
     running: list[Request] = field(default_factory=list)
     rows: dict[int, Request] = field(default_factory=dict)
     freed_rows: list[int] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
     flights: deque[Flight] = field(default_factory=deque)
     totals: Totals = field(default_factory=Totals)
     arrivals: int = 0

@@ -75,6 +75,10 @@ class Reporter:
             leaked_pages=state.cache.leaked(),
             gen_throughput=self._rate,
             idle_s=self._idle_ns / 1e9,
+            images_encoded=totals.images_encoded,
+            image_cache_hits=totals.image_cache_hits,
+            image_batches=totals.image_batches,
+            image_encode_s=totals.image_encode_us / 1e6,
             retracted_waiting=sum(
                 request.retractions > 0 and request.phase is Phase.QUEUED for request in state.live.values()
             ),

@@ -14,8 +14,8 @@ class Answer:
     """
 
     __slots__ = (
-        "_cached_tokens", "_detokenizer", "_keeps_stop", "_matcher", "_pending_ids", "_pending_text", "_prompt_tokens",
-        "_rid", "_stream", "closed",
+        "_cached_tokens", "_detokenizer", "_image_tokens", "_images", "_keeps_stop", "_matcher", "_pending_ids",
+        "_pending_text", "_prompt_tokens", "_rid", "_stream", "closed",
     )  # fmt: skip
 
     def __init__(
@@ -27,10 +27,13 @@ class Answer:
         stream: bool,
         skip_special_tokens: bool,
         prompt_tokens: int,
+        images: int = 0,
+        image_tokens: int = 0,
     ) -> None:
         self._rid = rid
         self._stream = stream
         self._prompt_tokens = prompt_tokens
+        self._images, self._image_tokens = images, image_tokens
         self._keeps_stop = stop.keep_text
         self._detokenizer = Detokenizer(vocabulary, skip_special_tokens=skip_special_tokens)
         self._matcher = StopMatcher(stop.texts, keep=stop.keep_text) if stop.texts else None
@@ -67,6 +70,8 @@ class Answer:
             token_ids=tuple(self._pending_ids),
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
+            images=self._images,
+            image_tokens=self._image_tokens,
             retractions=emission.retractions,
             finish=finish,
             timing=emission.timing,

@@ -29,12 +29,13 @@ from srt.messages import (
     Detokenize,
     Detokenized,
     Done,
-    Emission,
     Emitted,
     Failed,
     Finish,
     FlushCache,
     Generate,
+    ImageMade,
+    ImageRefused,
     Ready,
     SchedulerStats,
     StopMatched,
@@ -45,6 +46,8 @@ from srt.messages import (
     ToTokenizer,
 )
 from srt.tokenizer.answer import Answer
+from srt.tokenizer.image_desk import open_desk
+from srt.tokenizer.image_prompt import Picture
 from srt.tokenizer.prompt import Prompter, unpack_ids
 from srt.tokenizer.sampling import SamplingDefaults, SamplingResolver
 from srt.tokenizer.template import ChatTemplate, find_template
@@ -70,17 +73,22 @@ class TokenizerProcess:
         self.vocabulary = Vocabulary(directory)
         source = find_template(directory, self.vocabulary.config, plan.server.chat_template)
         template = None if source is None else ChatTemplate(source, self.vocabulary.specials)
-        self.prompter = Prompter(self.vocabulary, template, plan.context_length)
+        self.images = open_desk(plan, self.vocabulary, rundir, context)
+        self.prompter = Prompter(self.vocabulary, template, plan.context_length, self.images.placeholder)
         defaults = SamplingDefaults.of(read_json_object(directory / "generation_config.json"))
         self.resolver = SamplingResolver(defaults, plan.model.eos_token_ids, plan.context_length, plan.random_seed)
         self.inbox: Inbox[ToTokenizer] = Inbox(context, rundir, "tokenizer", ToTokenizer)
         self.api = Outbox(context, rundir, "api")
         self.scheduler = Outbox(context, rundir, "scheduler")
-        self.waiting: dict[str, Generate] = {}
+        self.arriving: dict[str, Generate] = {}
+        self.asking: dict[int, Tokenize] = {}
+        """Requests and calls whose images are not ready."""
+        self.waiting: dict[str, tuple[Generate, tuple[Picture, ...]]] = {}
         self.answers: dict[str, Answer] = {}
 
     def close(self) -> None:
         """Close the sockets; what was sent is handed over first."""
+        self.images.close()
         for outbox in (self.api, self.scheduler):
             outbox.close()
         self.inbox.close()
@@ -92,40 +100,86 @@ class TokenizerProcess:
         for message in self.inbox.drain():
             self.receive(message)
         if self.waiting:
-            self.admit(self.waiting.pop(next(iter(self.waiting))))
+            self.admit(*self.waiting.pop(next(iter(self.waiting))))
 
     def receive(self, message: ToTokenizer) -> None:
         """The protocol of this process."""
         match message:
             case Emitted():
-                self.emit(message.emissions)
+                self.emit(message)
             case Generate():
-                self.waiting[message.rid] = message
+                self.arrive(message)
             case Cancel():
                 self.cancel(message.rid)
             case Failed():
                 self.fail(message)
             case Tokenize():
-                self.tokenize(message)
+                self.ask_for_ids(message)
             case Detokenize():
                 self.detokenize(message)
-            case AbortAll():
-                self.abort_all(message)
-            case FlushCache():
-                self.scheduler.send(message)
+            case AbortAll() | FlushCache():
+                self.pass_down(message)
+            case ImageMade() | ImageRefused():
+                self.hear_of_image(message)
             case Done() | SchedulerStats():
                 self.api.send(message)
             case _:
                 assert_never(message)
 
-    def admit(self, request: Generate) -> None:
+    def arrive(self, request: Generate) -> None:
+        """A request comes; its prompt waits for its turn, after its images if it has any."""
+        if not request.images:
+            self.waiting[request.rid] = request, ()
+            return
+        try:
+            self.images.begin(request.rid, request.images)
+        except ServingError as error:
+            self.refuse(request, error)
+            return
+        self.arriving[request.rid] = request
+        self.take_images()
+
+    def hear_of_image(self, news: ImageMade | ImageRefused) -> None:
+        """An image is made, or is not."""
+        self.images.hear(news)
+        self.take_images()
+
+    def take_images(self) -> None:
+        """Go on with whose images are ready, and end those whose images are refused."""
+        ready, failed = self.images.take()
+        for owner, pictures in ready:
+            match owner:
+                case str():
+                    self.waiting[owner] = self.arriving.pop(owner), pictures
+                case int():
+                    self.tokenize(self.asking.pop(owner), pictures)
+                    self.images.release(owner)
+        for owner, error in failed:
+            match owner:
+                case str():
+                    self.refuse(self.arriving.pop(owner), error)
+                case int():
+                    self.refuse(self.asking.pop(owner), error)
+
+    def refuse(self, work: Generate | Tokenize, error: ServingError) -> None:
+        """Tell the client what is wrong."""
+        match work:
+            case Generate():
+                self.api.send(Failed(work.rid, error.code, error.text, error.param))
+            case Tokenize():
+                self.api.send(CallFailed(work.call, error.code, error.text, error.param))
+            case _:
+                assert_never(work)
+
+    def admit(self, request: Generate, pictures: tuple[Picture, ...]) -> None:
         """Tokenize a prompt and hand the request to the scheduler, or tell the client what is wrong with it."""
         try:
-            packed = self.packed_ids(request.prompt)
+            packed, spans = self.images.place(self.packed_ids(request.prompt), pictures)
             prompt_tokens = len(packed) // _BYTES_PER_ID
             sampling, stop = self.resolver.resolve(request.sampling, prompt_tokens)
         except ServingError as error:
-            self.api.send(Failed(request.rid, error.code, error.text, error.param))
+            self.images.release(request.rid)
+            self.refuse(request, error)
             return
         self.answers[request.rid] = Answer(
             request.rid,
@@ -134,9 +188,11 @@ class TokenizerProcess:
             stream=request.stream,
             skip_special_tokens=request.sampling.skip_special_tokens,
             prompt_tokens=prompt_tokens,
+            images=len(spans),
+            image_tokens=sum(span.tokens for span in spans),
         )
         self.scheduler.send(
-            Admit(request.rid, packed, sampling, stop, namespace=request.namespace, received_ns=request.received_ns)
+            Admit(request.rid, packed, sampling, stop, request.namespace, request.received_ns, images=spans)
         )
 
     def packed_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> bytes:
@@ -155,15 +211,19 @@ class TokenizerProcess:
 
     def cancel(self, rid: str) -> None:
         """End a request: here if its prompt still waits, else through the scheduler, which closes it."""
-        if self.waiting.pop(rid, None) is not None:
+        if self.images.cancel(rid):
+            del self.arriving[rid]
+            self.api.send(Deltas([Delta(rid, finish=Finish("abort", text="aborted before its images were decoded"))]))
+        elif self.waiting.pop(rid, None) is not None:
+            self.images.release(rid)
             self.api.send(Deltas([Delta(rid, finish=Finish("abort", text="aborted before its prompt was tokenized"))]))
         elif rid in self.answers and not self.answers[rid].closed:
             self.scheduler.send(Abort(rid))
 
-    def emit(self, emissions: list[Emission]) -> None:
+    def emit(self, emitted: Emitted) -> None:
         """Pass the tokens of one step on as text."""
         deltas: list[Delta] = []
-        for emission in emissions:
+        for emission in emitted.emissions:
             # A request whose stop string appeared is closed here first; its last emissions are for nobody.
             answer = self.answers[emission.rid]
             delta = None if answer.closed else answer.advance(emission)
@@ -175,16 +235,25 @@ class TokenizerProcess:
                 del self.answers[emission.rid]
         if deltas:
             self.api.send(Deltas(deltas))
+        for rid in emitted.released:
+            self.images.release(rid)
 
     def fail(self, failed: Failed) -> None:
         """The scheduler refuses or drops a request: tell the client, if it has no ending yet."""
+        self.images.release(failed.rid)
         if not self.answers.pop(failed.rid).closed:
             self.api.send(failed)
 
-    def abort_all(self, call: AbortAll) -> None:
-        """End every request; the scheduler answers the call."""
-        for rid in list(self.waiting):
-            self.cancel(rid)
+    def pass_down(self, call: AbortAll | FlushCache) -> None:
+        """Calls that the scheduler answers; `AbortAll` ends what has not come to it, too."""
+        match call:
+            case AbortAll():
+                for rid in [*self.arriving, *self.waiting]:
+                    self.cancel(rid)
+            case FlushCache():
+                pass
+            case _:
+                assert_never(call)
         self.scheduler.send(call)
 
     def detokenize(self, call: Detokenize) -> None:
@@ -192,12 +261,26 @@ class TokenizerProcess:
         text = self.vocabulary.decode(unpack_ids(call.token_ids), skip_special_tokens=call.skip_special_tokens)
         self.api.send(Detokenized(call.call, text))
 
-    def tokenize(self, call: Tokenize) -> None:
+    def ask_for_ids(self, call: Tokenize) -> None:
+        """`/tokenize` is answered at once, with images when they are ready."""
+        if not call.images:
+            self.tokenize(call, ())
+            return
+        try:
+            self.images.begin(call.call, call.images)
+        except ServingError as error:
+            self.refuse(call, error)
+            return
+        self.asking[call.call] = call
+        self.take_images()
+
+    def tokenize(self, call: Tokenize, pictures: tuple[Picture, ...]) -> None:
         """Answer `/tokenize`."""
         try:
-            self.api.send(Tokenized(call.call, self.packed_ids(call.prompt)))
+            packed, _ = self.images.place(self.packed_ids(call.prompt), pictures)
+            self.api.send(Tokenized(call.call, packed))
         except ServingError as error:
-            self.api.send(CallFailed(call.call, error.code, error.text, error.param))
+            self.refuse(call, error)
 
 
 def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat) -> None:

@@ -35,10 +35,14 @@ def unpack_ids(token_ids: bytes) -> list[int]:
 class Prompter:
     """Turns prompts into ids; the same way for a request and for `/tokenize`."""
 
-    def __init__(self, vocabulary: Vocabulary, template: ChatTemplate | None, context_length: int) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, template: ChatTemplate | None, context_length: int, image_text: str = ""
+    ) -> None:
         self._vocabulary = vocabulary
         self._template = template
         self._context_length = context_length
+        self._image_text = image_text
+        """What stands for an image where a template takes no parts."""
 
     def packed_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> bytes:
         """Ids of a prompt, packed. Raises: ServingError if it has none, or surely too many."""
@@ -98,7 +102,9 @@ class Prompter:
             case None:
                 message["content"] = ""
             case [*parts] if not self._template.takes_parts:
-                message["content"] = "\n".join(part["text"] for part in parts)
+                message["content"] = "\n".join(
+                    part["text"] if part["type"] == "text" else self._image_text for part in parts
+                )
             case _:
                 pass
         for position, call in enumerate(message.get("tool_calls") or ()):

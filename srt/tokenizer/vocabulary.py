@@ -85,6 +85,16 @@ class Vocabulary:
         """
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
+    def id_of(self, token: str) -> int | None:
+        """Id of a token by its exact text."""
+        index: int | None = self._tokenizer.token_to_id(token)
+        return index
+
+    def text_of(self, token_id: int) -> str | None:
+        """The token of an id as the vocabulary spells it."""
+        token: str | None = self._tokenizer.id_to_token(token_id)
+        return token
+
     def bytes_of(self, token_id: int) -> bytes:
         """What a token stands for; ids without an entry in the vocabulary stand for nothing."""
         known = self._bytes.get(token_id)

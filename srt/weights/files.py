@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -144,4 +145,5 @@ def _spread(name: str, shape: tuple[int, ...]) -> float:
     """Standard deviation that keeps activations near one through many layers."""
     if len(shape) == 1:
         return 0.05
-    return 1.0 if "embed" in name else 0.6 / float(shape[-1]) ** 0.5
+    fan_in = math.prod(shape[1:]) if len(shape) == 4 else shape[-1]
+    return 1.0 if "embed" in name else 0.6 / float(fan_in) ** 0.5

@@ -22,13 +22,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class LoadReport:
-    """Tensors and bytes of the source by part of the model; only parts with parameters were read."""
+    """Tensors and bytes of the source by part of the model; parts without parameters are not in `read`."""
 
     tensors: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
 
-    def count(self, part: str, size: int) -> None:
+    def count(self, part: str, size: int, *, read: bool) -> None:
         """One more tensor of a part."""
+        if read:
+            self.read.add(part)
         self.tensors[part] = self.tensors.get(part, 0) + 1
         self.bytes[part] = self.bytes.get(part, 0) + size
 
@@ -48,7 +51,7 @@ def load(parameters: Parameters, book: RuleBook, source: Source, progress: Progr
             problems.append(f"unexpected tensor {listed}" if not found else _ambiguous(listed, found))
             continue
         claims[listed.name] = found[0]
-        report.count(found[0].rule.part, listed.bytes)
+        report.count(found[0].rule.part, listed.bytes, read=found[0].target is not None)
         if found[0].target is not None:
             wanted_bytes += listed.bytes
             problems += _misfits(parameters, found[0], found[0].target, listed)
@@ -121,7 +124,7 @@ def _missing(parameters: Parameters, book: RuleBook, claims: dict[str, Claim]) -
 
 def _fill(parameters: Parameters, claim: Claim, target: str, item: Item) -> Iterator[str]:
     """Put a tensor where its claim says; yields what is wrong with it."""
-    tensor = item.read()
+    tensor = item.read() if claim.rule.reorder is None else claim.rule.reorder(item.read())
     parts: tuple[Tensor, ...] = (tensor,)
     if len(claim.rule.pieces) > 1:
         parts = tensor.chunk(len(claim.rule.pieces), dim=claim.rule.axis)

@@ -7,8 +7,10 @@ an item of the target's stack, `{rest}` for anything.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from srt.layers.parameter import Parameters
 
@@ -17,7 +19,8 @@ from srt.layers.parameter import Parameters
 class Rule:
     """Tensors named `source`, of these layers, fill pieces of the parameter `target`.
 
-    A tensor that holds several pieces is cut into equal parts along `axis`. A rule without target claims tensors of
+    A tensor that holds several pieces is cut into equal parts along `axis`; `reorder` brings the values of another
+    spelling into the parameter's order. A rule without target claims tensors of
     a part of the model that is not built here: they are counted and not read. With `reciprocal` the parameter gets
     1 / x. A parameter that only optional rules fill may stay empty.
     """
@@ -29,6 +32,7 @@ class Rule:
     part: str = "text"
     axis: int = 0
     reciprocal: bool = False
+    reorder: Callable[[Tensor], Tensor] | None = None
     optional: bool = False
 
 

@@ -21,14 +21,17 @@ from srt.layers.cpu.build import KernelsUnavailable, default_cache
 from srt.layers.cpu.kernels import load_kernels
 from srt.layers.moe.backends import Candidate, RunnerChoice, choose_runner
 from srt.layers.moe.placement import place
-from srt.layers.parameter import Parameters
+from srt.layers.parameter import Parameters, nested
 from srt.layers.quant.registry import format_of
 from srt.layers.toolkit import Toolkit
 from srt.models.registry import FAMILIES
+from srt.tiles import TileFiles
 from srt.weights.files import RandomWeights, Shards, Source
 from srt.weights.load import LoadReport, load
 from srt.weights.rules import RuleBook
+from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
+from srt.worker.row_images import RowImages, TowerImages
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
 
@@ -132,10 +135,12 @@ def start(
             torch.set_num_threads(1 if native else plan.worker_threads)
             tools = _toolkit(picks, plan, group, experts)
             model = family.build(config, tools)
+            images = plan.model.images
+            tower = None if images is None else family.build_tower(config, images, dtype)
         except ValueError as error:
             raise StartupError(f"--tp-size {group.size} does not fit the model: {error}") from error
         began = time.perf_counter()
-        parameters = model.parameters()
+        parameters = model.parameters() | ({} if tower is None else nested("vision", tower.parameters()))
         report = load_weights(family.rules(config, formats), parameters, plan, progress)
         loaded_s = time.perf_counter() - began
         kv = allocate_kv(plan.groups, plan.page_size, group.size, KV_DTYPES[plan.kv_dtype])
@@ -147,7 +152,19 @@ def start(
         "weights": f"{_loaded(report)} in {loaded_s:.1f} s",
         "kv memory": f"{kv_bytes(kv) / 2**20:.1f} MiB in {plan.kv_dtype}{_kv_scales(plan, parameters)}",
     }
-    return Started(Runner(model, kv, rows, tools.ops), facts)
+    row_images: RowImages | None = None
+    if tower is not None and images is not None:
+        device = torch.device(plan.device.device)
+        kept = ImageFeatures(
+            tower,
+            TileFiles(rundir, images),
+            images,
+            device,
+            budget_bytes=plan.server.encoder_cache_bytes,
+            threads=plan.worker_threads,
+        )
+        row_images = TowerImages(kept, images.image_token_id)
+    return Started(Runner(model, kv, rows, tools.ops, row_images), facts)
 
 
 def load_weights(
@@ -235,8 +252,8 @@ def _named(picks: Picks) -> list[tuple[str, Pick]]:
 
 
 def _loaded(report: LoadReport) -> str:
-    """ "229.3 MB text; left on disk: mtp 47.6 MB"."""
-    sizes = {part: f"{size / 1e6:.1f} MB" for part, size in sorted(report.bytes.items())}
-    read = sizes.pop("text", "0 MB")
-    left = ", ".join(f"{part} {size}" for part, size in sizes.items())
-    return f"text {read}" + (f" (left on disk: {left})" if left else "")
+    """ "text 229.3 MB (left on disk: mtp 47.6 MB)"."""
+    sizes = {part: f"{part} {size / 1e6:.1f} MB" for part, size in sorted(report.bytes.items())}
+    read = ", ".join(text for part, text in sizes.items() if part in report.read)
+    left = ", ".join(text for part, text in sizes.items() if part not in report.read)
+    return f"{read} (left on disk: {left})" if left else read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +150,7 @@ def test_published_names_and_those_of_transformers_load_to_the_same_model(
 
     saved = tmp_path / "saved"
     saved.mkdir()
+    shutil.copy(tiny / "preprocessor_config.json", saved)
     truth.config.to_json_file(str(saved / "config.json"), use_diff=False)
     save_file({name: tensor.contiguous() for name, tensor in truth.state_dict().items()}, str(saved / "a.safetensors"))
     logits = []

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from zlib import crc32
 
-from srt.messages import RowStart, StepPlan, StepResult
+from srt.messages import ImageSpan, RowStart, StepPlan, StepResult
 
 VOCABULARY = 48
 SLIDING_SALT = 0x5BD1E995
@@ -59,12 +59,22 @@ def answer(prompt: Sequence[int], count: int, window: int) -> list[int]:
     return tokens
 
 
+def as_seen(tokens: Sequence[int], images: Sequence[ImageSpan]) -> list[int]:
+    """The tokens as the model sees them: where an image is, its content."""
+    seen = list(tokens)
+    for span in images:
+        for at in range(span.tokens):
+            seen[span.start + at] = crc32(span.key + at.to_bytes(4, "little"))
+    return seen
+
+
 class WorkerRow:
     """What the worker knows of a row: its tokens, how many are computed, and a page table per group."""
 
     def __init__(self, start: RowStart, groups: int) -> None:
         ids = start.token_ids
-        self.tokens = [int.from_bytes(ids[at : at + 4], "little") for at in range(0, len(ids), 4)]
+        tokens = [int.from_bytes(ids[at : at + 4], "little") for at in range(0, len(ids), 4)]
+        self.tokens = as_seen(tokens, start.images)
         self.computed = start.computed
         self.tables: list[dict[int, int]] = [{} for _ in range(groups)]
 

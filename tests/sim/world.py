@@ -16,6 +16,7 @@ from srt.messages import (
     Emitted,
     Failed,
     Finish,
+    ImageSpan,
     SamplingSpec,
     SchedulerStats,
     StepPlan,
@@ -78,13 +79,19 @@ class World:
         self.keep_steps = False
         self.stats: SchedulerStats | None = None
         self.done: list[Done] = []
+        self.released: list[str] = []
 
     def send(
-        self, prompt: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = (), namespace: str = ""
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        stop_ids: Sequence[int] = (),
+        namespace: str = "",
+        images: Sequence[ImageSpan] = (),
     ) -> Client:
         """A request arrives."""
         client, admit = self.write(prompt, max_new_tokens, stop_ids, namespace)
-        self.turn(admit)
+        self.turn(msgspec.structs.replace(admit, images=tuple(images)))
         return client
 
     def send_all(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Client]:
@@ -131,7 +138,10 @@ class World:
             self.results.append(self.worker.execute(step))
         for message in self.tokenizer.take():
             match message:
-                case Emitted(emissions=emissions):
+                case Emitted(emissions=emissions, released=released):
+                    self.released += released
+                    held = {request.rid for request in self.scheduler.state.rows.values()}
+                    assert held.isdisjoint(released), "a row still looks at images that were released"
                     for emission in emissions:
                         client = self.clients[emission.rid]
                         assert client.ending is None, f"{client.rid} hears something after its end"

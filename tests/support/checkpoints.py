@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from srt.configs.images import features_of
+
 Shapes = dict[str, tuple[int, ...]]
 
 LEADING = ("<|bos|>", "<|eos|>", "<|pad|>")
@@ -68,6 +70,7 @@ class Geometry:
     vision_heads: int = 2
     vision_mlp: int = 128
     image_size: int = 112
+    crop_size: int = 84
 
     def kind(self, layer: int) -> str:
         """Attention kind of a layer; MTP layers slide."""
@@ -79,7 +82,7 @@ PRESETS = {
     "nano": Geometry(
         vocab=4096, hidden=128, layers=4, full_layers=(0,), dense_width=384, head_dim=32, window=64, expert_width=128,
         shared_width=128, max_positions=8192, original_positions=4096, vision_width=64, vision_heads=4,
-        vision_mlp=256, image_size=728,
+        vision_mlp=256, image_size=728, crop_size=504,
     ),
 }  # fmt: skip
 
@@ -107,6 +110,8 @@ def write_checkpoint(
     ids = {token: vocabulary[token] for token in (*LEADING, *CHAT)}
     _write_json(directory / "config.json", hub_config(geometry, ids, vision=vision, dtype=dtype))
     _write_tokenizer(directory, tokenizer, ids)
+    if vision:
+        _write_json(directory / "preprocessor_config.json", processor_config(geometry))
     shapes = text_shapes(geometry) | (vision_shapes(geometry) if vision else {})
     generator = torch.Generator().manual_seed(seed)
     tensors = {name: _random(name, shape, generator).to(_stored(name, dtype)) for name, shape in shapes.items()}
@@ -120,6 +125,8 @@ def write_golden(directory: Path, *, vision: bool = True, mtp: bool = False) -> 
     geometry = GOLDEN if mtp else replace(GOLDEN, mtp=0)
     ids = {"<|bos|>": 0, "<|eos|>": 1, "<|im_end|>": 2, "<|pad|>": 3, "<im_patch>": 101}
     _write_json(directory / "config.json", hub_config(geometry, ids, vision=vision, dtype=torch.float32))
+    if vision:
+        _write_json(directory / "preprocessor_config.json", processor_config(geometry))
     shapes = text_shapes(geometry) | (vision_shapes(geometry) if vision else {})
     _save(directory, {name: golden_tensor(name, shape) for name, shape in shapes.items()}, 1)
     return directory
@@ -155,8 +162,8 @@ def hub_config(geometry: Geometry, ids: dict[str, int], *, vision: bool, dtype: 
         "model_type": "step3p7",
         **special,
         "image_token_id": ids["<im_patch>"],
-        "image_token_len": 169,
-        "patch_token_len": 81,
+        "image_token_len": features_of(geometry.image_size, 14),
+        "patch_token_len": features_of(geometry.crop_size, 14),
         "understand_projector_stride": 2,
         "projector_bias": False,
         "vision_config": {
@@ -167,6 +174,17 @@ def hub_config(geometry: Geometry, ids: dict[str, int], *, vision: bool, dtype: 
             "use_ln_post": False, "use_abs_posemb": True, "use_rope2d": True, "pool_type": "none",
         },
         "text_config": text,
+    }  # fmt: skip
+
+
+def processor_config(geometry: Geometry) -> dict[str, Any]:
+    """preprocessor_config.json as transformers writes it."""
+    return {
+        "image_processor_type": "Step3p7ImageProcessor", "do_convert_rgb": True, "do_resize": True, "resample": 2,
+        "size": {"height": geometry.image_size, "width": geometry.image_size}, "patch_size": geometry.crop_size,
+        "max_image_size": 3024, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "vision_patch_size": 14, "downsampler_stride": 4,
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from srt.configs.plan import DeviceFacts, GroupPlan, RuntimePlan
 from srt.configs.server import ServerConfig
 from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.parameter import Parameters
-from srt.messages import PageUpdate, RowStart, SamplingSpec, StepPlan, StepResult
+from srt.messages import ImageSpan, PageUpdate, RowStart, SamplingSpec, StepPlan, StepResult
 from srt.models.contract import LanguageModel
 from srt.worker.runner import Runner
 from srt.worker.startup import Picks, start
@@ -87,7 +87,7 @@ class Steps:
     def __init__(self, plan: RuntimePlan, rundir: Path, rank: int = 0, picks: Picks | None = None) -> None:
         runner = start(plan, rundir, rank, lambda done, total: None, picks).runner
         self.plan, self.recorder = plan, Recorder(runner.model)
-        self.runner = Runner(self.recorder, runner.kv, runner.rows, runner.ops)
+        self.runner = Runner(self.recorder, runner.kv, runner.rows, runner.ops, runner.images)
         self.step = 0
         self.logits: dict[int, list[Tensor]] = {}
         self.tokens: dict[int, list[int]] = {}
@@ -99,7 +99,13 @@ class Steps:
         self._updates: list[PageUpdate] = []
 
     def add(
-        self, row: int, tokens: Sequence[int], *, sampling: SamplingSpec = GREEDY, shares: tuple[int, int] = (0, 0)
+        self,
+        row: int,
+        tokens: Sequence[int],
+        *,
+        sampling: SamplingSpec = GREEDY,
+        shares: tuple[int, int] = (0, 0),
+        images: Sequence[ImageSpan] = (),
     ) -> None:
         """Put a request on a row; `shares` = (other row, tokens): a prefix hit on whole pages of that row."""
         other, computed = shares
@@ -108,7 +114,8 @@ class Steps:
         self.tokens[row], self.computed[row], self.logits[row] = list(tokens), computed, []
         self.pages[row] = [self.pages[other][at][:hit] if hit else [] for at in range(len(self._free))]
         ids = np.array(tokens, dtype="<i4").tobytes()
-        self._starts.append(RowStart(row, ids, computed, len(tokens), sampling))
+        left = tuple(span for span in images if span.start + span.tokens > computed)
+        self._starts.append(RowStart(row, ids, computed, len(tokens), sampling, left))
         for group, pages in enumerate(self.pages[row]):
             if pages:
                 self._updates.append(PageUpdate(group, [row], [0], [hit], list(pages)))
