@@ -43,6 +43,9 @@ KEEP_ALIVE_S: Final = 75
 """How long an idle connection stays open."""
 
 BACKLOG: Final = 2048
+GARBAGE_EVERY: Final = 50_000
+"""New objects between two collections of the youngest; Python's 700 cost a tenth of this process's time."""
+
 GOODBYE_S: Final = 2.0
 """How long connections may take to carry away the last bytes of a drained server."""
 
@@ -159,6 +162,7 @@ def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat, secrets: Se
     try:
         process = ApiProcess(plan, rundir, secrets or Secrets(), context)
         gc.freeze()
+        gc.set_threshold(GARBAGE_EVERY)
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(process.serve(beat, launch, rank))

@@ -55,10 +55,16 @@ class PrefixCache:
     def _pages_to_hit(self, token_ids: bytes) -> int:
         return (len(token_ids) // 4 - 1) // self.page_size
 
+    def hit_pages(self, match: Match, group: int) -> int:
+        """How many pages of a group a row that begins with the hit will read."""
+        return len(match.path) - self._first_hit_page(match, group)
+
     def idle_pages(self, match: Match, group: int) -> int:
-        """How many pages of the hit are evictable now and would not be any more once the hit is used."""
-        first = 0 if self.tree.windows[group] is None else self._first_page(match.tokens, group)
-        return sum(node.pins[group] == 0 for node in match.path[first:])
+        """How many of them are evictable now, and will not be any more once the hit is used."""
+        return sum(node.pins[group] == 0 for node in match.path[self._first_hit_page(match, group) :])
+
+    def _first_hit_page(self, match: Match, group: int) -> int:
+        return 0 if self.tree.windows[group] is None else self._first_page(match.tokens, group)
 
     def available(self, group: int) -> int:
         """Pages of a group that could be reserved now: free or evictable."""
@@ -90,8 +96,8 @@ class PrefixCache:
         tree, depth = self.tree, len(match.path)
         lease = Lease(tree.enter(match.namespace), token_ids, prompt_tokens // self.page_size, len(self.groups))
         tree.warm_up(match.path, depth)
-        for group, window in enumerate(tree.windows):
-            start = lease.starts[group] = 0 if window is None else self._first_page(match.tokens, group)
+        for group in range(len(self.groups)):
+            start = lease.starts[group] = self._first_hit_page(match, group)
             lease.tables[group] = [NULL_PAGE] * start
             for node in match.path[start:]:
                 tree.pin(node, group)

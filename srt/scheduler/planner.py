@@ -12,9 +12,9 @@ When a row finds no page even after eviction, the youngest running request is re
 from __future__ import annotations
 
 from srt.cache.lease import Match
-from srt.cache.radix import window_pages
 from srt.messages import PageUpdate, RowStart, StepPlan
 from srt.scheduler.life import retract
+from srt.scheduler.outlook import Outlook
 from srt.scheduler.request import Phase, Request, Row, gap
 from srt.scheduler.state import Flight, Grant, SchedulerState
 
@@ -112,21 +112,20 @@ def admit_from_queue(state: SchedulerState, draft: Draft, now_ns: int) -> None:
     if state.blocked == seen or draft.budget <= 0:
         return
     state.blocked = None
-    cache = state.cache
-    expected = [sum(to_come(state, request, group) for request in state.running) for group in range(len(cache.groups))]
+    outlook = Outlook(state)
     for request in state.queue.candidates(lambda request: cached_tokens(state, request)):
         if draft.budget <= 0 or not state.free_rows:
             return
         tokens = bytes(request.tokens)
-        match = cache.match(request.admit.namespace, tokens)
+        match = state.cache.match(request.admit.namespace, tokens)
         if step_aside(state, request, match, tokens):
             continue
-        if not fits(state, request, match, expected):
+        if not outlook.fits(request, match):
             state.blocked = (state.totals.departures, state.queue.changes)
             return
         row = start(state, request, match, tokens, now_ns)
         grant(state, draft, request, row, gap(request, row))
-        expected = [pages + to_come(state, request, group) for group, pages in enumerate(expected)]
+        outlook.add(request)
         if draft.starved:
             return
 
@@ -147,37 +146,6 @@ def step_aside(state: SchedulerState, request: Request, match: Match, tokens: by
         return False
     state.queue.park(request, lease, pages)
     return True
-
-
-def fits(state: SchedulerState, request: Request, match: Match, expected: list[int]) -> bool:
-    """Whether a request can start without the running ones, `expected` to need so many pages, being retracted for it.
-
-    Alone it always can: what could not was refused when it arrived.
-    """
-    if not state.rows:
-        return True
-    for group, pages in enumerate(expected):
-        held = len(match.path) if state.cache.groups[group].window is None else 0
-        needed = expected_pages(state, request, group) - held
-        if needed + pages > state.cache.available(group) - state.cache.idle_pages(match, group):
-            return False
-    return True
-
-
-def to_come(state: SchedulerState, request: Request, group: int) -> int:
-    """Pages that a running request is expected to take beyond those it holds."""
-    row = request.row
-    assert row is not None, "a running request has a row"
-    return max(0, expected_pages(state, request, group) - row.lease.held(group))
-
-
-def expected_pages(state: SchedulerState, request: Request, group: int) -> int:
-    """Pages that a request is expected to hold when it ends, at its most."""
-    size = state.cache.page_size
-    likely = request.prompt_tokens + int(state.share * (request.limit_tokens - request.prompt_tokens))
-    whole = -(-min(request.target, max(likely, request.known + size)) // size)
-    window = state.cache.groups[group].window
-    return whole if window is None else min(whole, window_pages(window, size) + 2)
 
 
 def start(state: SchedulerState, request: Request, match: Match, tokens: bytes, now_ns: int) -> Row:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 import zmq
 
@@ -49,10 +49,13 @@ from srt.wire import Inbox, Outbox
 
 log = logging.getLogger(__name__)
 
-POLL_MS = 200
+POLL_MS: Final = 200
 """Longest wait for a message before looking whether to stop."""
 
-_BYTES_PER_ID = 4
+GARBAGE_EVERY: Final = 50_000
+"""New objects between two collections of the youngest: messages are many and form no cycles."""
+
+_BYTES_PER_ID: Final = 4
 
 
 class TokenizerProcess:
@@ -186,6 +189,7 @@ def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat) -> None:
     process = TokenizerProcess(plan, rundir, context)
     try:
         gc.freeze()
+        gc.set_threshold(GARBAGE_EVERY)
         launch.send(Ready("tokenizer", rank))
         while not beat.stopping:
             process.turn()
