@@ -92,9 +92,7 @@ def test_a_format_that_does_not_split_over_the_ranks_names_the_sizes_that_do(pla
     assert moe is not None
     group = TensorGroup()
     group.size = 8
-    with pytest.raises(
-        ValueError, match=r"width of 512 does not split over 8 ranks .* it splits over 1, 2, 4$"
-    ):
+    with pytest.raises(ValueError, match=r"width of 512 does not split over 8 ranks .* it splits over 1, 2, 4$"):
         place(group, 1, moe, Fp8Blocks())
     assert place(group, 2, moe, Fp8Blocks()).width == 128
     assert place(group, 1, moe, Nvfp4()).width == 64
