@@ -46,7 +46,7 @@ def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
     idle = f"; {device.cuda_devices} NVIDIA device(s) unused, this version runs on a CPU" if device.cuda_devices else ""
     asked = "--device" if server.device != "auto" else "auto"
     return [
-        Choice("model", plan.model.path, f"{plan.model.architecture}, {plan.model.model_type}"),
+        Choice("model", server.model_path, _model_reason(plan)),
         Choice("device", device.device, f"{asked}: {device.name}, {human(device.memory_bytes)} free{idle}"),
         Choice("tensor parallel", str(server.tp_size), "--tp-size"),
         Choice("threads a worker", str(plan.worker_threads), f"{device.cores} cores / {server.tp_size} workers"),
@@ -56,6 +56,11 @@ def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
         Choice("context length", f"{plan.context_length} tokens", reasons.context),
         Choice("random seed", str(plan.random_seed), _flag_or(server.random_seed, "--random-seed", "drawn at start")),
     ]
+
+
+def _model_reason(plan: RuntimePlan) -> str:
+    family = f"{plan.model.architecture}, {plan.model.model_type}"
+    return family if plan.model.path == plan.server.model_path else f"{family}; {plan.model.path}"
 
 
 def _limit_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:

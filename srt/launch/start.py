@@ -7,7 +7,6 @@ import secrets
 import shutil
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -16,11 +15,10 @@ import setproctitle
 from srt import __version__, log
 from srt.configs.arguments import Launch
 from srt.configs.device import read_device
-from srt.configs.models import read_facts
+from srt.configs.models import checkpoint_directory, read_facts
 from srt.configs.plan import RuntimePlan
 from srt.configs.resolve import resolve
 from srt.configs.server import ServerConfig
-from srt.errors import StartupError
 from srt.heartbeat import process_name
 from srt.launch.report import show_table, url
 from srt.launch.rundir import make_rundir, reserve_port, write_plan
@@ -35,9 +33,7 @@ logger = logging.getLogger(__name__)
 def make_plan(server: ServerConfig) -> RuntimePlan:
     """Read checkpoint and machine, and resolve. Raises: StartupError."""
     device = read_device(server.device)
-    directory = Path(server.model_path)
-    if not directory.is_dir():
-        raise StartupError(f"--model-path is {server.model_path}; there is no such directory")
+    directory = checkpoint_directory(server.model_path)
     return resolve(
         server,
         read_facts(directory, with_weights=server.load_format != "dummy"),

@@ -51,7 +51,8 @@ def interleave_scales(scales: Tensor) -> Tensor:
 def block_major(weight: Tensor) -> Tensor:
     """[E, M, K] -> [E, K / B, M, B] for blocks of 128 bytes."""
     size = BLOCK_BYTES // weight.element_size()
-    return weight.unflatten(-1, (-1, size)).transpose(1, 2).contiguous()
+    blocks: Tensor = weight.unflatten(-1, (-1, size))
+    return blocks.transpose(1, 2).contiguous()
 
 
 def rows_of(tensor: Tensor, index: Tensor) -> Tensor:
