@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from srt.api.tickets import Stream
+from srt.api.tickets import PromptCounts, Stream
 from srt.configs.plan import RuntimePlan
 from srt.configs.resolve import bytes_of_text
 from srt.heartbeat import Age
@@ -83,10 +83,7 @@ class Metrics:
         """Responses by route, method and status."""
         self.cancelled: Counter[str] = Counter()
         self.warnings: Counter[str] = Counter()
-        self.prompt_tokens = 0
-        self.cached_tokens = 0
-        self.images = 0
-        self.image_tokens = 0
+        self.prompt = PromptCounts()
         self.generated_tokens = 0
         self.stats: SchedulerStats | None = None
         self.startup_s = 0.0
@@ -99,10 +96,7 @@ class Metrics:
         finish, timing = stream.finish, stream.timing
         if finish is not None and finish.kind == "abort":
             self.aborted += 1
-        self.prompt_tokens += stream.prompt_tokens
-        self.cached_tokens += stream.cached_tokens
-        self.images += stream.images
-        self.image_tokens += stream.image_tokens
+        self.prompt.add(stream.prompt)
         if timing is not None and stream.completion_tokens and not stream.ticket.request.stream:
             self.first_token.observe(timing.first_token_s)
         self.ends.observe(stream, now)
@@ -137,8 +131,8 @@ class RequestDistributions:
             self._observe_stages(stream.timing, count)
         if stream.ticket.request.stream and count > 1:
             self._per_token.observe((now - stream.first_at) / (count - 1))
-        self._prompt.observe(stream.prompt_tokens)
-        self._uncached.observe(stream.prompt_tokens - stream.cached_tokens)
+        self._prompt.observe(stream.prompt.tokens)
+        self._uncached.observe(stream.prompt.tokens - stream.prompt.cached_tokens)
         self._generation.observe(count)
 
     def _observe_stages(self, timing: Timing, count: int) -> None:
@@ -231,15 +225,15 @@ class Exposition(Collector):
             "phase",
             ((phase, metrics.cancelled[phase]) for phase in ("before_first_token", "streaming", "not_streamed")),
         )
-        yield self._counter("prompt_tokens", "Prompt tokens of ended requests.", metrics.prompt_tokens)
-        yield self._counter("images", "Images of ended requests.", metrics.images)
-        yield self._counter("image_tokens", "Prompt tokens of images of ended requests.", metrics.image_tokens)
+        yield self._counter("prompt_tokens", "Prompt tokens of ended requests.", metrics.prompt.tokens)
+        yield self._counter("images", "Images of ended requests.", metrics.prompt.images)
+        yield self._counter("image_tokens", "Prompt tokens of images of ended requests.", metrics.prompt.image_tokens)
         yield self._counter("generation_tokens", "Tokens of answers.", metrics.generated_tokens)
         yield self._labelled(
             "cached_tokens",
             "Prompt tokens that were not computed, by where their KV came from.",
             "cache_source",
-            ((source, metrics.cached_tokens) for source in ("device", "total")),
+            ((source, metrics.prompt.cached_tokens) for source in ("device", "total")),
         )
         yield self._labelled(
             "warnings",

@@ -80,13 +80,13 @@ class Item:
             b'"cached_tokens_details":{"device":%d,"host":0},"num_retractions":%d,"weight_version":"%b"%b%b}'
         ) % (
             finish,
-            stream.prompt_tokens,
+            stream.prompt.tokens,
             stream.completion_tokens,
-            stream.cached_tokens,
-            stream.cached_tokens,
+            stream.prompt.cached_tokens,
+            stream.prompt.cached_tokens,
             stream.retractions,
             WEIGHT_VERSION.encode(),
-            b',"image_tokens":%d' % stream.image_tokens if stream.image_tokens else b"",
+            b',"image_tokens":%d' % stream.prompt.image_tokens if stream.prompt.image_tokens else b"",
             _times(stream),
         )
 

@@ -27,7 +27,7 @@ NO_FINISH: Final = b'"logprobs":null,"finish_reason":null,"matched_stop":null,"s
 
 def usage(streams: list[Stream]) -> dict[str, Any]:
     """Tokens of a call."""
-    prompt = sum(stream.prompt_tokens for stream in streams)
+    prompt = sum(stream.prompt.tokens for stream in streams)
     completion = sum(stream.completion_tokens for stream in streams)
     return {
         "prompt_tokens": prompt,
@@ -35,8 +35,8 @@ def usage(streams: list[Stream]) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "reasoning_tokens": 0,
         "prompt_tokens_details": {
-            "cached_tokens": sum(stream.cached_tokens for stream in streams),
-            "image_tokens": sum(stream.image_tokens for stream in streams),
+            "cached_tokens": sum(stream.prompt.cached_tokens for stream in streams),
+            "image_tokens": sum(stream.prompt.image_tokens for stream in streams),
         },
         "completion_tokens_details": {"reasoning_tokens": 0},
     }

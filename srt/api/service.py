@@ -133,8 +133,8 @@ class Service:
                 "rid": stream.name,
                 "finish": None if stream.finish is None else stream.finish.kind,
                 "client_gone": ticket.client_gone,
-                "prompt_tokens": stream.prompt_tokens,
-                "cached_tokens": stream.cached_tokens,
+                "prompt_tokens": stream.prompt.tokens,
+                "cached_tokens": stream.prompt.cached_tokens,
                 "completion_tokens": stream.completion_tokens,
                 "seconds": round(time.perf_counter() - ticket.started_at, 6),
             }

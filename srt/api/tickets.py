@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from srt.api.schema import Request
@@ -20,12 +21,29 @@ class ClientGone(Exception):
     """The client closed its connection; there is nobody to answer."""
 
 
+@dataclass(slots=True)
+class PromptCounts:
+    """What a prompt, or all prompts so far, came to."""
+
+    tokens: int = 0
+    cached_tokens: int = 0
+    images: int = 0
+    image_tokens: int = 0
+
+    def add(self, other: PromptCounts) -> None:
+        """Count one more prompt."""
+        self.tokens += other.tokens
+        self.cached_tokens += other.cached_tokens
+        self.images += other.images
+        self.image_tokens += other.image_tokens
+
+
 class Stream:
     """One prompt's answer: what has come and is not yet taken, and totals."""
 
     __slots__ = (
-        "arrived_at", "cached_tokens", "completion_tokens", "finish", "first_at", "image_tokens", "images", "index",
-        "name", "pending_ids", "pending_text", "prompt_tokens", "retractions", "ticket", "timing", "told", "wire_id",
+        "arrived_at", "completion_tokens", "finish", "first_at", "index", "name", "pending_ids", "pending_text",
+        "prompt", "retractions", "ticket", "timing", "told", "wire_id",
     )  # fmt: skip
 
     def __init__(self, ticket: Ticket, index: int, name: str, wire_id: str) -> None:
@@ -35,10 +53,7 @@ class Stream:
         self.wire_id = wire_id
         self.pending_text: list[str] = []
         self.pending_ids: list[int] = []
-        self.prompt_tokens = 0
-        self.cached_tokens = 0
-        self.images = 0
-        self.image_tokens = 0
+        self.prompt = PromptCounts()
         self.completion_tokens = 0
         self.retractions = 0
         self.finish: Finish | None = None
@@ -54,10 +69,11 @@ class Stream:
             self.pending_text.append(delta.text)
         self.pending_ids += delta.token_ids
         self.completion_tokens += len(delta.token_ids)
-        self.prompt_tokens = delta.prompt_tokens or self.prompt_tokens
-        self.cached_tokens = delta.cached_tokens or self.cached_tokens
-        self.images = delta.images or self.images
-        self.image_tokens = delta.image_tokens or self.image_tokens
+        if delta.prompt_tokens:
+            self.prompt.tokens = delta.prompt_tokens
+            self.prompt.cached_tokens = delta.cached_tokens or self.prompt.cached_tokens
+            self.prompt.images = delta.images or self.prompt.images
+            self.prompt.image_tokens = delta.image_tokens or self.prompt.image_tokens
         self.retractions = max(self.retractions, delta.retractions)
         self.finish = delta.finish
         self.timing = delta.timing

@@ -252,7 +252,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
         Option(
             EXECUTION,
             "What computes the routed experts; a layer that it cannot compute exactly takes the next one.",
-            choices=("auto", "reference"),
+            choices=("auto", "native", "flashinfer_trtllm", "triton", "reference"),
         ),
     ] = "auto"
     disable_overlap_schedule: Annotated[

@@ -19,7 +19,8 @@ from srt.distributed import TensorGroup, join_group
 from srt.errors import StartupError
 from srt.layers.cpu.build import KernelsUnavailable, default_cache
 from srt.layers.cpu.kernels import load_kernels
-from srt.layers.moe.backends import Candidate, RunnerChoice, choose_runner
+from srt.layers.gpu import current_gpu
+from srt.layers.moe.backends import Candidate, RunnerChoice, candidates, choose_runner
 from srt.layers.moe.placement import place
 from srt.layers.parameter import Parameters, nested
 from srt.layers.quant.registry import format_of
@@ -187,12 +188,12 @@ def _runners(
 ) -> dict[int, RunnerChoice]:
     """A runner for each layer with routed experts; layers of one format and clamp share one.
 
-    Raises: ValueError if experts do not divide over the ranks as asked.
+    Raises: ValueError if experts do not divide over the ranks as asked; StartupError if the backend asked for cannot
+    run here.
     """
-    text, asked = config.text, plan.server.moe_runner_backend
-    candidates = [Candidate(pick.key, pick.reason, pick.arguments), Candidate("reference", "runs everywhere")]
-    if asked == "reference":
-        candidates = [Candidate(asked, "as asked")]
+    text = config.text
+    gpu = current_gpu() if plan.device.device != "cpu" else None
+    asked = candidates(plan.server.moe_runner_backend, Candidate(pick.key, pick.reason, pick.arguments), gpu)
     chosen: dict[tuple[str, float | None], RunnerChoice] = {}
     runners = {}
     for layer in text.layers:
@@ -201,7 +202,7 @@ def _runners(
             if key not in chosen:
                 weights = format_of(key[0], DTYPES[plan.dtype])
                 share = place(group, plan.server.ep_size, text.moe, weights)
-                chosen[key] = choose_runner(candidates, weights, share, text.hidden_size, layer.limit)
+                chosen[key] = choose_runner(asked, weights, share, text.hidden_size, layer.limit)
             runners[layer.index] = chosen[key]
     return runners
 

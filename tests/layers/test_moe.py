@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from srt.layers.moe.placement import Placement
 from srt.layers.moe.reference import ReferenceExperts
 from srt.layers.ops import Choice, TorchOps
 from srt.layers.quant.plain import Plain
@@ -35,3 +36,25 @@ def test_bfloat16_outputs_are_rounded_once_after_the_sum() -> None:
     experts = pack_plain(runner, torch.full((2, 2, 1), 10.0).bfloat16(), down)
     choice = Choice(torch.tensor([[0, 1]], dtype=torch.int32), torch.tensor([[1.0, -256.0]]))
     assert runner.run(torch.ones(1, 1).bfloat16(), choice, experts).item() == 0.0
+
+
+def test_ties_of_the_router_are_computed_once_whatever_rank_holds_the_experts() -> None:
+    """All logits equal, and equal in pairs: every rank must choose alike, and each chosen expert be on one rank."""
+    generator = torch.Generator().manual_seed(3)
+    gate_up, down = (torch.randn(shape, generator=generator) for shape in ((8, 12, 8), (8, 8, 6)))
+    hidden = torch.randn(5, 8, generator=generator)
+    logits = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 0.5, 0.5, -1.0]).repeat(5, 1)
+    logits[3] = 0.0
+    choice = TorchOps().choose_experts(logits, torch.zeros(8), top_k=4, factor=3.0)
+    assert all(len(set(row)) == 4 for row in choice.ids.tolist())
+    assert torch.allclose(choice.weights.sum(-1), torch.full((5,), 3.0))
+    runner = ReferenceExperts(Plain(torch.float32))
+    whole = runner.run(hidden, choice, pack_plain(runner, gate_up, down))
+    total = torch.zeros(5, 8)
+    for rank in range(4):
+        again = TorchOps().choose_experts(logits.clone(), torch.zeros(8), top_k=4, factor=3.0)
+        assert torch.equal(again.ids, choice.ids)
+        part = Placement(all_experts=8, first=2 * rank, experts=2, start=0, width=6)
+        packed = pack_plain(runner, gate_up[2 * rank : 2 * rank + 2], down[2 * rank : 2 * rank + 2])
+        total += runner.run(hidden, part.local(again), packed)
+    assert torch.allclose(total, whole, atol=1e-5)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -30,6 +31,7 @@ from srt.weights.files import Item, Listed, RandomWeights, Shards
 from srt.weights.load import LoadReport, load
 from srt.weights.rules import Rule, RuleBook
 from tests.support.checkpoints import PRESETS, text_shapes, vision_shapes, write_checkpoint
+from tests.support.quantised import quantise
 from tests.support.steps import Steps, plan_for, random_ids
 
 PLAIN_LAYERS = dict.fromkeys(range(5), PLAIN)
@@ -186,6 +188,7 @@ def test_memory_while_loading_stays_below_weights_plus_a_shard() -> None:
     script = """
 import resource, sys
 from pathlib import Path
+from typing import Any
 from tests.weights.test_load import PLAIN_LAYERS, TOOLS, Step3p7Text, read_config, step3p7_rules, Shards, load
 def high() -> int: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 config = read_config(Path(sys.argv[1]))
@@ -203,3 +206,31 @@ print(high() - before, report.bytes["text"])
     used, weights = map(int, out.stdout.split())
     assert weights > 100e6
     assert used < weights + largest + 16e6
+
+
+@pytest.mark.parametrize("dialect", ["fp8", "nvfp4"])
+def test_memory_while_loading_codes_stays_below_weights_plus_a_shard(dialect: str, tmp_path: Path) -> None:
+    """Codes are never widened: the bytes of the quantised weights, a shard, and what torch needs."""
+    script = """
+import resource, sys
+from pathlib import Path
+from typing import Any
+import torch
+from tests.support.steps import Steps, plan_for
+def high() -> int: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+small, large, rundir = map(Path, sys.argv[1:])
+Steps(plan_for(small), rundir)
+before = high()
+Steps(plan_for(large), rundir)
+print(high() - before)
+"""
+    size: dict[str, Any] = {"vision": False, "hidden": 512, "expert_width": 512, "mtp": 0}
+    checkpoints = []
+    for name, experts in (("small", 8), ("large", 96)):
+        plain = write_checkpoint(tmp_path / f"plain-{name}", experts=experts, **size)
+        checkpoints.append(quantise(plain, tmp_path / name, dialect, shards=6))
+    command = [sys.executable, "-c", script, *map(str, checkpoints), str(tmp_path)]
+    used = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    shards = [shard.stat().st_size for shard in checkpoints[1].glob("*.safetensors")]
+    assert sum(shards) > 60e6
+    assert used < sum(shards) + max(shards) + 24e6

@@ -20,6 +20,11 @@ _MIDWAY_DOWN: Final = (0.25, 1.25, 2.5, 5.0)
 _MIDWAY_UP: Final = (0.75, 1.75, 3.5)
 
 
+def divided(x: Tensor, by: float) -> Tensor:
+    """x / by, rounded once on every device. torch on a GPU would multiply by a reciprocal that is rounded itself."""
+    return x / torch.full_like(x, by)
+
+
 def encode_e4m3(x: Tensor) -> Tensor:
     """Nearest e4m3 number, ties to even, beyond the range the largest one: float -> float8_e4m3fn."""
     return x.float().clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from srt.layers.quant.codes import E4M3, E4M3_MAX, encode_e4m3
+from srt.layers.quant.codes import E4M3, E4M3_MAX, divided, encode_e4m3
 from srt.layers.quant.contract import WEIGHT, Grid, StoredWeight, product, require_finite
 
 BLOCK = 128
@@ -65,7 +65,7 @@ def decode_tokens(codes: Tensor, scale: Tensor) -> Tensor:
 
 def _scale(largest: Tensor) -> Tensor:
     """The multiplier that brings `largest` to 448, never below the least normal number; 1 for a block of zeros."""
-    scale = (largest / E4M3_MAX).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = divided(largest, E4M3_MAX).clamp(min=torch.finfo(torch.float32).tiny)
     return torch.where(largest > 0, scale, torch.ones_like(largest))
 
 

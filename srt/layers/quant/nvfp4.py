@@ -18,6 +18,7 @@ from srt.layers.quant.codes import (
     E4M3,
     E4M3_MAX,
     decode_e2m1,
+    divided,
     encode_e2m1,
     encode_e4m3,
     pack_nibbles,
@@ -99,7 +100,7 @@ def encode_groups(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     outer = 1.0 / scale.float()
     groups = torch.unflatten(x.float(), -1, (-1, GROUP))
     largest = groups.abs().amax(dim=-1)
-    group = encode_e4m3(largest / E2M1_MAX * outer)
+    group = encode_e4m3(divided(largest, E2M1_MAX) * outer)
     inner = group.float()[..., None]
     ratio = groups * outer[..., None] if outer.dim() else groups * outer
     codes = encode_e2m1(torch.where(inner > 0, ratio / inner, torch.zeros_like(groups)))
@@ -113,5 +114,5 @@ def unscaled_groups(codes: Tensor, group: Tensor) -> Tensor:
 
 def reach_scale(largest: Tensor) -> Tensor:
     """The outer scale under which `largest` is the largest number; 1 where there are only zeros."""
-    scale = (largest.float() / REACH).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = divided(largest.float(), REACH).clamp(min=torch.finfo(torch.float32).tiny)
     return torch.where(largest > 0, scale, torch.ones_like(scale))

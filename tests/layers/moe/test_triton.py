@@ -1,0 +1,232 @@
+"""The Triton runner against the reference runner: in the interpreter, or on the GPU where there is one.
+
+Tolerances are relative, by norm, against float32. float32: sums in another order (1e-5), and an activation that is
+rounded to the neighbouring FP8 code (3e-3). bfloat16: inner activations and outputs are rounded to 8 bits (1e-2); with
+FP8, more of them end at a neighbouring code (2e-2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from srt.layers.gpu import Gpu
+from srt.layers.moe.contract import ExpertShape, PackedExperts
+from srt.layers.moe.triton_experts import TritonExperts, encode, interleave, schedule
+from srt.layers.ops import Choice
+from srt.layers.quant.contract import StoredWeight, WeightFormat
+from srt.layers.quant.fp8 import Fp8Blocks, encode_tokens
+from srt.layers.quant.nvfp4 import Nvfp4
+from srt.layers.quant.plain import Plain
+from tests.layers.moe.support import DEVICE, error, lopsided, ragged_choice, truth
+
+HOPPER = Gpu((9, 0))
+FORMATS: dict[str, tuple[WeightFormat, int, int]] = {
+    "bf16": (Plain(torch.bfloat16), 72, 40),
+    "fp32": (Plain(torch.float32), 72, 40),
+    "fp8": (Fp8Blocks(), 256, 128),
+    "nvfp4": (Nvfp4(), 128, 64),
+}
+TOLERANCE = {
+    ("bf16", torch.bfloat16): 1e-2,
+    ("fp32", torch.float32): 1e-5,
+    ("fp8", torch.float32): 3e-3,
+    ("fp8", torch.bfloat16): 2e-2,
+    ("nvfp4", torch.float32): 1e-5,
+    ("nvfp4", torch.bfloat16): 1e-2,
+}
+LIMIT = 0.3
+
+
+def runner_of(weights: WeightFormat) -> TritonExperts:
+    return TritonExperts(weights, HOPPER)
+
+
+@pytest.mark.parametrize("limit", [None, LIMIT, 0.4])
+@pytest.mark.parametrize(("name", "dtype"), TOLERANCE)
+def test_experts_equal_the_reference_with_and_without_a_clamp(
+    name: str, dtype: torch.dtype, limit: float | None
+) -> None:
+    weights, hidden, width = FORMATS[name]
+    shape = ExpertShape(6, hidden, width, limit)
+    experts, choice = lopsided(weights, shape), ragged_choice(37, 6, 2)
+    x = torch.randn(37, hidden, device=DEVICE).to(dtype)
+    runner = runner_of(weights)
+    assert runner.refuses(shape) is None
+    found = runner.run(x, choice, runner.pack(experts, shape))
+    assert found.dtype is dtype
+    assert error(found, truth(experts, shape, weights, x, choice)) < TOLERANCE[name, dtype]
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp8", "nvfp4"])
+def test_a_limit_that_binds_changes_the_result_and_so_does_clamping_before_silu(name: str) -> None:
+    weights, hidden, width = FORMATS[name]
+    clamped, free = (ExpertShape(6, hidden, width, limit) for limit in (LIMIT, None))
+    experts, choice = lopsided(weights, free), ragged_choice(9, 6, 2)
+    x = torch.randn(9, hidden, device=DEVICE)
+    runner = runner_of(weights)
+    packed = runner.pack(experts, clamped)
+    expected = truth(experts, clamped, weights, x, choice)
+    assert error(runner.run(x, choice, packed), expected) < 3e-3
+    assert error(runner.run(x, choice, PackedExperts(free, packed.tensors)), expected) > 0.2
+    assert error(clamped_before_silu(x, choice, weights.unpack(experts.gate_up), weights.unpack(experts.down)),
+                 expected) > 0.05  # fmt: skip
+
+
+def clamped_before_silu(x: Tensor, choice: Choice, gate_up: Tensor, down: Tensor) -> Tensor:
+    """The other convention, which must not pass for this one."""
+    out = torch.zeros_like(x)
+    for token, place in ((t, k) for t in range(x.shape[0]) for k in range(choice.ids.shape[1])):
+        expert = int(choice.ids[token, place])
+        gate, up = (gate_up[expert] @ x[token]).chunk(2)
+        inner = torch.nn.functional.silu(gate.clamp(max=LIMIT)) * up.clamp(-LIMIT, LIMIT)
+        out[token] += choice.weights[token, place] * (down[expert] @ inner)
+    return out
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 16, 17, 90])
+@pytest.mark.parametrize("name", ["bf16", "nvfp4"])
+def test_any_number_of_tokens_is_computed(name: str, tokens: int) -> None:
+    weights, hidden, width = FORMATS[name]
+    shape = ExpertShape(4, hidden, width, LIMIT)
+    experts, choice = lopsided(weights, shape), ragged_choice(tokens, 4, 3)
+    x = torch.randn(tokens, hidden, device=DEVICE).bfloat16()
+    runner = runner_of(weights)
+    found = runner.run(x, choice, runner.pack(experts, shape))
+    assert error(found, truth(experts, shape, weights, x, choice)) < 1e-2
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp8", "nvfp4"])
+def test_no_tokens_give_no_rows(name: str) -> None:
+    weights, hidden, width = FORMATS[name]
+    shape = ExpertShape(4, hidden, width, LIMIT)
+    runner = runner_of(weights)
+    x, ids = torch.empty(0, hidden, device=DEVICE).bfloat16(), torch.empty(0, 2, dtype=torch.int32, device=DEVICE)
+    packed = runner.pack(lopsided(weights, shape), shape)
+    assert runner.run(x, Choice(ids, ids.float()), packed).shape == (0, hidden)
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp8", "nvfp4"])
+def test_experts_of_other_ranks_add_nothing(name: str) -> None:
+    weights, hidden, width = FORMATS[name]
+    shape = ExpertShape(3, hidden, width, LIMIT, elsewhere=True)
+    experts, choice = lopsided(weights, shape), ragged_choice(21, 6, 4)
+    local = Choice(choice.ids.clamp(max=3), choice.weights)
+    x = torch.randn(21, hidden, device=DEVICE)
+    runner = runner_of(weights)
+    found = runner.run(x, local, runner.pack(experts, shape))
+    assert error(found, truth(experts, shape, weights, x, local)) < 3e-3
+
+
+def test_the_shared_expert_is_added_before_the_one_rounding() -> None:
+    weights = Plain(torch.bfloat16)
+    shape, alone = ExpertShape(4, 72, 40, LIMIT), ExpertShape(1, 72, 24, 0.4)
+    experts, shared, choice = lopsided(weights, shape), lopsided(weights, alone), ragged_choice(11, 4, 2)
+    x = torch.randn(11, 72, device=DEVICE).bfloat16()
+    runner = runner_of(weights)
+    found = runner.run_with_shared(x, choice, runner.pack(experts, shape), runner.pack_shared(shared, alone))
+    one = Choice(torch.zeros(11, 1, dtype=torch.int32, device=DEVICE), torch.ones(11, 1, device=DEVICE))
+    expected = truth(experts, shape, weights, x, choice) + truth(shared, alone, weights, x, one)
+    assert error(found, expected) < 1e-2
+
+
+def halves_swapped(packed: dict[str, Tensor]) -> None:
+    for key in ("gate_up.weight", "gate_up.scale", "gate_up.matrix"):
+        if packed[key].numel():
+            packed[key] = torch.cat(packed[key].chunk(2, dim=1)[::-1], dim=1)
+
+
+def matrix_scales_swapped(packed: dict[str, Tensor]) -> None:
+    packed["gate_up.matrix"] = packed["gate_up.matrix"].flip(1).contiguous()
+
+
+def nibbles_swapped(packed: dict[str, Tensor]) -> None:
+    packed["down.weight"] = (packed["down.weight"] >> 4) | (packed["down.weight"] << 4)
+
+
+def group_scales_transposed(packed: dict[str, Tensor]) -> None:
+    scale = packed["gate_up.scale"]
+    packed["gate_up.scale"] = scale.view(torch.uint8).flip(-1).contiguous().view(scale.dtype)
+
+
+def block_scales_inverted(packed: dict[str, Tensor]) -> None:
+    packed["down.scale"] = 1.0 / packed["down.scale"]
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake"),
+    [
+        ("fp32", halves_swapped),
+        ("fp8", halves_swapped),
+        ("fp8", block_scales_inverted),
+        ("nvfp4", halves_swapped),
+        ("nvfp4", matrix_scales_swapped),
+        ("nvfp4", nibbles_swapped),
+        ("nvfp4", group_scales_transposed),
+    ],
+)
+def test_a_mistake_in_the_layout_fails_the_comparison(name: str, mistake: Callable[[dict[str, Tensor]], None]) -> None:
+    weights, hidden, width = FORMATS[name]
+    shape = ExpertShape(4, hidden, width, None)
+    experts, choice = lopsided(weights, shape), ragged_choice(8, 4, 2)
+    x = torch.randn(8, hidden, device=DEVICE)
+    runner = runner_of(weights)
+    packed, expected = runner.pack(experts, shape), truth(experts, shape, weights, x, choice)
+    assert error(runner.run(x, choice, packed), expected) < 3e-3
+    mistake(packed.tensors)
+    assert error(runner.run(x, choice, packed), expected) > 0.1
+
+
+def test_activations_are_encoded_to_the_same_bits_as_by_the_reference() -> None:
+    x = torch.randn(13, 384, device=DEVICE) * torch.logspace(-30, 30, 13, device=DEVICE)[:, None]
+    x[3], x[5, 128:256] = 0.0, 0.0
+    for values in (x, x.bfloat16(), torch.randn(9, 512, device=DEVICE)[:, 100:356]):
+        codes, scale = encode(values)
+        for expected_codes, expected_scale in (encode_tokens(values), encode_tokens(values.cpu())):
+            assert torch.equal(scale.cpu(), expected_scale.cpu())
+            assert torch.equal(codes.cpu().view(torch.uint8), expected_codes.cpu().view(torch.uint8))
+
+
+def test_interleaved_bytes_hold_columns_32_apart() -> None:
+    codes = torch.arange(128, dtype=torch.uint8) % 16
+    codes[64:] = codes[64:].flip(0)
+    packed = interleave((codes[0::2] | (codes[1::2] << 4))[None])[0]
+    for block in range(2):
+        assert torch.equal(packed[block * 32 :][:32] & 15, codes[block * 64 :][:32])
+        assert torch.equal(packed[block * 32 :][:32] >> 4, codes[block * 64 + 32 :][:32])
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 60])
+@pytest.mark.parametrize("rows", [16, 32])
+def test_every_pair_is_scheduled_once_and_with_pairs_of_its_expert(tokens: int, rows: int) -> None:
+    ids = ragged_choice(tokens, 9, 3).ids.clamp(max=7)
+    plan = schedule(ids, 7, rows)
+    flat, seen = ids.flatten(), list[int]()
+    for expert, row in zip(plan.block_expert.tolist(), plan.block_row.tolist(), strict=True):
+        if expert < 7:
+            mine = plan.order[row : min(row + rows, int(plan.starts[expert + 1]))].tolist()
+            assert mine and {int(flat[pair]) for pair in mine} == {expert}
+            seen += mine
+    assert sorted(seen) == [pair for pair in range(flat.numel()) if flat[pair] < 7]
+
+
+def test_what_cannot_be_computed_is_refused_with_the_number_at_fault() -> None:
+    shape = ExpertShape(4, 96, 64, 7.0)
+    assert TritonExperts(Plain(), None).refuses(shape) == "needs a GPU"
+    assert runner_of(Plain()).refuses(shape) is None
+    assert runner_of(Fp8Blocks()).refuses(shape) == "a hidden size of 96 does not divide by 128"
+    assert runner_of(Nvfp4()).refuses(shape) == "a hidden size of 96 does not divide by 64"
+    assert TritonExperts(Nvfp4(), Gpu((8, 0))).refuses(shape) == "nvfp4 weights need SM89 or newer, this is SM80"
+
+
+def test_weights_without_measured_inputs_run_all_the_same() -> None:
+    weights, shape = Nvfp4(inputs=False), ExpertShape(3, 64, 64, None)
+    experts, choice = lopsided(weights, shape), ragged_choice(5, 3, 2)
+    assert isinstance(experts.gate_up, StoredWeight)
+    x = torch.randn(5, 64, device=DEVICE)
+    runner = runner_of(weights)
+    found = runner.run(x, choice, runner.pack(experts, shape))
+    assert error(found, truth(experts, shape, weights, x, choice)) < 1e-5

@@ -1,0 +1,39 @@
+"""Triton without a GPU: its interpreter, with the two things put right that it gets wrong.
+
+Triton 3.6's interpreter multiplies bfloat16 by their bit patterns, and loses the carry when a number that is rounded
+to bfloat16 or e4m3 becomes a power of two. Kernels do neither on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def use_interpreter() -> None:
+    """Let kernels run on the CPU; to be called before anything imports triton."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    dtypes = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16}
+    dtypes[tl.float8e4nv] = torch.float8_e4m3fn
+
+    def numbers(bits: Any, dtype: Any) -> torch.Tensor:
+        width = getattr(np, f"int{dtype.primitive_bitwidth}")
+        return torch.from_numpy(np.ascontiguousarray(bits).view(width)).view(dtypes[dtype])
+
+    def convert(bits: Any, given: Any, wanted: Any, rounding: Any) -> Any:
+        found = numbers(bits, given).to(dtypes[wanted])
+        size = wanted.primitive_bitwidth
+        return found.view(getattr(torch, f"int{size}")).numpy().view(getattr(np, f"uint{size}")).reshape(bits.shape)
+
+    def dot(self: Any, a: Any, b: Any, total: Any, *precision: Any) -> Any:
+        product = numbers(a.data, a.dtype.scalar).float() @ numbers(b.data, b.dtype.scalar).float()
+        return interpreter.TensorHandle(product.numpy() + total.data, total.dtype.scalar)
+
+    interpreter._convert_float = convert
+    interpreter.InterpreterBuilder.create_dot = dot
