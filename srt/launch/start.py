@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import shutil
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -21,7 +20,7 @@ from srt.configs.resolve import resolve
 from srt.configs.server import ServerConfig
 from srt.heartbeat import process_name
 from srt.launch.report import show_table, url
-from srt.launch.rundir import make_rundir, reserve_port, write_plan
+from srt.launch.rundir import private_directory, reserve_port, write_plan
 from srt.launch.supervisor import Supervisor
 
 API_KEY: Final = "SRT_API_KEY"
@@ -62,20 +61,16 @@ def launch(request: Launch, environment: Mapping[str, str], entry: str = "srt.la
     keys = {API_KEY: request.api_key, ADMIN_API_KEY: request.admin_api_key}
     open_environment = CHILD_DEFAULTS | {name: value for name, value in environment.items() if name not in keys}
     given_keys = {name: value for name, value in keys.items() if value is not None}
-    with reserve_port(request.server.host, request.server.port) as reserved:
+    with reserve_port(request.server.host, request.server.port) as reserved, private_directory() as rundir:
         server = msgspec.structs.replace(request.server, port=reserved.getsockname()[1])
         plan = make_plan(server)
-        rundir = make_rundir()
 
         def when_ready() -> None:
             reserved.close()
             name = server.served_model_name or server.model_path
             logger.info("%s is served at %s, ready after %.2f s", name, url(plan), time.monotonic() - begun)
 
-        try:
-            write_plan(rundir, plan)
-            supervisor = Supervisor(plan, rundir, open_environment, given_keys, entry)
-            show_table(f"srt {__version__}", plan.table, server.log_format)
-            return supervisor.run(when_ready)
-        finally:
-            shutil.rmtree(rundir, ignore_errors=True)
+        write_plan(rundir, plan)
+        supervisor = Supervisor(plan, rundir, open_environment, given_keys, entry)
+        show_table(f"srt {__version__}", plan.table, server.log_format)
+        return supervisor.run(when_ready)

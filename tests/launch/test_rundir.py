@@ -13,7 +13,7 @@ import pytest
 
 from srt.errors import StartupError
 from srt.heartbeat import PID, Board
-from srt.launch.rundir import make_rundir, reserve_port, write_plan
+from srt.launch.rundir import make_rundir, private_directory, reserve_port, write_plan
 from srt.wire import address
 from tests.support.resolved import make_plan
 
@@ -32,6 +32,31 @@ def test_a_temporary_directory_with_a_long_name_is_not_used(tmp_path: Path, monk
     assert len(address(rundir, "scheduler").removeprefix("ipc://")) <= 107
     assert list(deep.iterdir()) == []
     rundir.rmdir()
+
+
+def test_the_directory_of_a_killed_server_goes_with_the_next_start_and_that_of_a_living_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script = "from srt.launch.rundir import private_directory as p\nwith p() as path: print(path, flush=True); input()"
+    servers = []
+    for _ in range(2):
+        server = subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )  # fmt: skip
+        assert server.stdout is not None
+        servers.append((server, Path(server.stdout.readline().strip())))
+    (killed, left), (living, held) = servers
+    killed.kill()
+    killed.communicate()
+    assert left.is_dir()
+    newborn = tmp_path / "srt-newborn"
+    newborn.mkdir()
+    with private_directory() as mine:
+        assert sorted(tmp_path.iterdir()) == sorted([held, mine, newborn])
+    living.communicate("\n")
+    assert list(tmp_path.iterdir()) == [newborn]
 
 
 def test_port_0_becomes_a_free_one() -> None:
