@@ -333,6 +333,9 @@ class StepPlan(Message, frozen=True):
 
     Row `rows[i]` computes its next `counts[i]` tokens; if `emits[i]` the worker samples the token that follows
     and it becomes the row's next input. A worker refuses a plan whose `step` is not the last one plus one.
+
+    With a drafter, the worker goes on for up to `drafts[i]` tokens that it has guessed itself, samples after each, and
+    keeps what it sampled as far as the guesses agree. `guess` says whether to guess ahead when the step is done.
     """
 
     step: int
@@ -342,15 +345,22 @@ class StepPlan(Message, frozen=True):
     starts: list[RowStart] = []
     pages: list[PageUpdate] = []
     freed_rows: list[int] = []
+    drafts: list[int] = []
+    """Empty: none for any row."""
+    guess: bool = True
 
 
 class StepResult(Message, frozen=True):
-    """What a step sampled: for each emitting row in plan order, `token_counts[i]` of `token_ids`."""
+    """What a step sampled: for each emitting row in plan order, `token_counts[i]` of `token_ids`.
+
+    `drafted[i]` guesses were checked for it, of which all but the last of its tokens were right; empty: none at all.
+    """
 
     step: int
     token_ids: list[int]
     token_counts: list[int]
     elapsed_us: int
+    drafted: list[int] = []
 
 
 class WorkerFault(Message, frozen=True):

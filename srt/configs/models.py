@@ -73,5 +73,6 @@ def read_facts(directory: Path, *, with_weights: bool = True) -> ModelFacts:
         weight_bytes=weight_bytes,
         has_vision=config.vision is not None,
         mtp_modules=len(config.text.mtp_layers) if weight_bytes["mtp"] else 0,
+        draft_group=config.text.draft_group() if weight_bytes["mtp"] else None,
         dtype=config.dtype,
     )

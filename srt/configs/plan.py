@@ -6,6 +6,8 @@ is) --resolve--> `RuntimePlan`. The resolving function is in `srt/configs/resolv
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from srt.configs.server import ServerConfig
@@ -39,6 +41,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """Bytes on disk per part: text, mtp, vision."""
     has_vision: bool = False
     mtp_modules: int = 0
+    draft_group: KVGroupSpec | None = None
+    """The MTP modules' layers."""
     dtype: str = "bfloat16"
     """What the checkpoint says that it is stored in; `--dtype auto` means this one."""
 
@@ -79,6 +83,23 @@ class Choice(msgspec.Struct, frozen=True):
     reason: str
 
 
+class DraftTraits(msgspec.Struct, frozen=True):
+    """How tokens are guessed ahead: all that scheduler, pages, cache and metrics know of a drafter.
+
+    `drafts`: the most tokens that it guesses for a row and step; 0 without a drafter. `modules`: draft modules of the
+    model that it runs; they have a KV group of their own, the last one. `look_ahead`: the last tokens of a sequence
+    that are not shared with others because the draft KV at them saw what came after; 0 shares them, at the price of
+    worse guesses (never other answers) behind a hit.
+    """
+
+    algorithm: Literal["off", "mtp", "ngram"] = "off"
+    drafts: int = 0
+    modules: int = 0
+    look_ahead: int = 0
+    weights_path: str = ""
+    """Checkpoint that the modules are loaded from."""
+
+
 class RuntimePlan(msgspec.Struct, frozen=True):
     """Everything resolved. Sizes in tokens unless the name says otherwise."""
 
@@ -100,4 +121,5 @@ class RuntimePlan(msgspec.Struct, frozen=True):
     """2 with overlap, else 1."""
     worker_threads: int
     random_seed: int
+    drafting: DraftTraits = DraftTraits()
     table: tuple[Choice, ...] = ()

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from srt.configs.plan import DeviceFacts, GroupPlan, ModelFacts, RuntimePlan
+from srt.configs.plan import DeviceFacts, DraftTraits, GroupPlan, KVGroupSpec, ModelFacts, RuntimePlan
 from srt.configs.pools import ITEM_BYTES, Limits, PoolRequest, Pools, plan_pools
 from srt.configs.server import ServerConfig
 from srt.configs.startup_table import Reasons, human, startup_table
@@ -117,6 +117,20 @@ def _context(server: ServerConfig, model: ModelFacts, pools: Pools) -> tuple[int
     if model.context_length > held:
         return held, f"all that the KV pool holds ({pools.reason}); the checkpoint's is {model.context_length}"
     return model.context_length, "the checkpoint's"
+
+
+def kv_groups(model: ModelFacts, drafting: DraftTraits) -> tuple[KVGroupSpec, ...]:
+    """The KV groups that a server has: those of the model, then that of the draft modules that it runs.
+
+    These run again over up to so many positions before the frontier as there are modules, so their window is held
+    that much longer than they see.
+    """
+    draft = model.draft_group
+    if not drafting.modules or draft is None:
+        return model.groups
+    window = None if draft.window is None else draft.window + drafting.modules - 1
+    held = msgspec.structs.replace(draft, layers=draft.layers[: drafting.modules], window=window)
+    return (*model.groups, held)
 
 
 def _groups(request: PoolRequest, pools: Pools, ranks: int) -> tuple[GroupPlan, ...]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from srt.configs.step3p7 import Step3p7Config
+from srt.layers.embedding import Embedding
 from srt.layers.toolkit import Toolkit
-from srt.models.contract import LanguageModel
+from srt.models.contract import DraftModel, LanguageModel
+from srt.models.step3p7_mtp import Step3p7Mtp
 from srt.models.step3p7_text import Step3p7Text
 from srt.models.step3p7_weights import step3p7_rules
 from srt.weights.rules import RuleBook
@@ -19,12 +21,16 @@ class Family:
     """What start-up needs to bring a model to life."""
 
     build: Callable[[Step3p7Config, Toolkit], LanguageModel]
-    rules: Callable[[Step3p7Config], RuleBook]
+    rules: Callable[[Step3p7Config, int], RuleBook]
+    """The number is that of draft modules to load."""
+    build_draft: Callable[[Step3p7Config, int, Embedding, Toolkit], DraftModel]
+    """The first so many draft modules, which share the main model's embedding."""
 
 
 STEP3P7: Final = Family(
     build=lambda config, tools: Step3p7Text(config.text, tools),
-    rules=lambda config: step3p7_rules(config.text),
+    rules=lambda config, drafts: step3p7_rules(config.text, drafts),
+    build_draft=lambda config, drafts, embedding, tools: Step3p7Mtp(config.text, drafts, embedding, tools),
 )
 FAMILIES: Final = {"step3p5": STEP3P7, "step3p7": STEP3P7}
 """`model_type` of config.json -> family; the keys are those of `srt.configs.models.READERS`."""

@@ -1,10 +1,13 @@
 """The weight map of Step-3.5-Flash and Step-3.7-Flash.
 
 Two spellings: the published one and the names that transformers gives the running model; either may carry the
-prefix `model.language_model.`. MTP heads and the image tower are claimed by name and not built here.
+prefix `model.language_model.`. MTP modules that are not built, and the image tower,
+are claimed by name and not read.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from srt.configs.step3p7 import TextConfig
 from srt.weights.rules import Rule, RuleBook
@@ -27,8 +30,11 @@ _MTP_NAMES = (
 )  # fmt: skip
 
 
-def step3p7_rules(config: TextConfig) -> RuleBook:
-    """Rules for a checkpoint with this geometry; the published spelling comes first."""
+def step3p7_rules(config: TextConfig, drafts: int = 0) -> RuleBook:
+    """Rules for a checkpoint with this geometry, of whose MTP modules the first `drafts` are loaded.
+
+    The published spelling comes first.
+    """
     every = tuple(layer.index for layer in config.layers)
     routed = tuple(layer.index for layer in config.layers if layer.routed)
     dense = tuple(layer.index for layer in config.layers if not layer.routed)
@@ -43,13 +49,37 @@ def step3p7_rules(config: TextConfig) -> RuleBook:
             *_network_rules("share_expert", "network.shared", routed),
             *_network_rules("mlp.shared_experts", "network.shared", routed),
             *_expert_rules(routed),
-            *(Rule(f"{_LAYER}{name}.weight", None, layers=mtp, part="mtp") for name in _MTP_NAMES),
+            *_mtp_rules(mtp[:drafts]),
+            *(Rule(f"{_LAYER}{name}.weight", None, layers=mtp[drafts:], part="mtp") for name in _MTP_NAMES if mtp[drafts:]),
             Rule("vision_model.{rest}", None, part="vision"),
             Rule("vit_large_projector.{rest}", None, part="vision"),
             Rule("multi_modal_projector.{rest}", None, part="vision"),
         ],
         prefixes=PREFIXES,
     )
+
+
+_MTP_PARTS = {
+    "enorm": "token_norm",
+    "hnorm": "hidden_norm",
+    "eh_proj": "join",
+    "transformer.shared_head.norm": "norm",
+    "shared_head.norm": "norm",
+    "transformer.shared_head.output": "head",
+    "shared_head.head": "head",
+}
+
+
+def _mtp_rules(layers: tuple[int, ...]) -> list[Rule]:
+    """Draft modules: a decoder layer with a dense network each, and what stands around it."""
+    if not layers:
+        return []
+    around = [
+        Rule(f"{_LAYER}{source}.weight", f"layers.{{layer}}.{target}.weight", layers=layers)
+        for source, target in _MTP_PARTS.items()
+    ]
+    rules = [*around, *_block_rules(layers), *_network_rules("mlp", "network", layers)]
+    return [replace(rule, target=(rule.target or "").replace("layers.", "draft.", 1), part="mtp") for rule in rules]
 
 
 def _block_rules(layers: tuple[int, ...]) -> list[Rule]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from srt.errors import ProcessLost
@@ -12,15 +13,19 @@ from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.ops import Ops
 from srt.messages import StepPlan, StepResult
 from srt.models.contract import LanguageModel
-from srt.worker.rows import Rows
+from srt.worker.proposer import NoGuesses, Proposer
+from srt.worker.rows import Outcome, Rows
 from srt.worker.sampler import sample
 
 
 class Runner:
     """Obeys plans in the order of their numbers. Every rank has one and samples the same tokens."""
 
-    def __init__(self, model: LanguageModel, kv: Sequence[KVLayer], rows: Rows, ops: Ops) -> None:
+    def __init__(
+        self, model: LanguageModel, kv: Sequence[KVLayer], rows: Rows, ops: Ops, proposer: Proposer | None = None
+    ) -> None:
         self.model, self.kv, self.rows, self.ops = model, kv, rows, ops
+        self.proposer: Proposer = NoGuesses() if proposer is None else proposer
         self._last_step: int | None = None
 
     def step(self, plan: StepPlan) -> StepResult:
@@ -35,19 +40,27 @@ class Runner:
         self._last_step = plan.step
         with torch.inference_mode():
             self.rows.apply(plan)
-            token_ids = self._compute(plan) if plan.rows else []
+            self.proposer.start(plan.starts)
+            outcome = self._compute(plan) if plan.rows else None
         elapsed_us = (time.perf_counter_ns() - started) // 1_000
-        return StepResult(plan.step, token_ids, [1] * len(token_ids), elapsed_us)
+        if outcome is None:
+            return StepResult(plan.step, [], [], elapsed_us)
+        drafted = outcome.step.drafts.tolist() if plan.drafts else []
+        return StepResult(plan.step, outcome.token_ids, outcome.token_counts, elapsed_us, drafted)
 
-    def _compute(self, plan: StepPlan) -> list[int]:
+    def _compute(self, plan: StepPlan) -> Outcome:
         step = self.rows.begin(plan)
         hidden = self.model.forward(step.batch, self.kv)
-        token_ids: list[int] = []
+        sampled = np.empty(0, np.int64)
         if len(step.emitting):
             logits = self.model.logits(_wanted(hidden, step.batch))
-            token_ids = sample(logits, self.rows.sampling(step), self.ops).tolist()
-        self.rows.end(step, token_ids)
-        return token_ids
+            sampled = sample(logits, self.rows.sampling(step), self.ops).numpy()
+        outcome = self.rows.end(step, sampled)
+        if plan.guess:
+            self.proposer.propose(outcome, hidden)
+        else:
+            self.proposer.skip(outcome)
+        return outcome
 
 
 def _wanted(hidden: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import torch
 
 from srt.configs.models import read_config
 from srt.configs.plan import RuntimePlan
-from srt.configs.step3p7 import Step3p7Config
+from srt.configs.step3p7 import Step3p7Config, part_of
 from srt.distributed import TensorGroup, join_group
 from srt.errors import StartupError
+from srt.layers.batch import KVLayer
 from srt.layers.cpu.build import KernelsUnavailable, default_cache
 from srt.layers.cpu.kernels import load_kernels
 from srt.layers.parameter import Parameters
 from srt.layers.toolkit import Toolkit
+from srt.models.contract import DraftModel
 from srt.models.registry import FAMILIES, Family
-from srt.weights.files import RandomWeights, Shards, Source
+from srt.weights.files import Combined, Picked, RandomWeights, Shards, Source
 from srt.weights.load import LoadReport, load
 from srt.worker.kv_pool import allocate_kv, kv_bytes
+from srt.worker.mtp import WindowProposer
+from srt.worker.proposer import NgramProposer, NoGuesses, Proposer
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
 
@@ -114,7 +118,7 @@ def start(
     dtype = DTYPES.get(plan.dtype)
     if dtype is None:
         raise StartupError(f"dtype {plan.dtype} is not supported, choose one of {', '.join(DTYPES)}")
-    config = read_config(Path(plan.model.path))
+    config, drafting = read_config(Path(plan.model.path)), plan.drafting
     group = join_group(rank, plan.server.tp_size, rundir)
     picks = picks or pick_backends(plan.device.device, dtype, plan.worker_threads)
     # Native kernels bring their own threads; waking torch's for its few small calls would cost more than it saves.
@@ -124,20 +128,26 @@ def start(
         family = FAMILIES[config.model_type]
         try:
             model = family.build(config, tools)
+            draft = family.build_draft(config, drafting.modules, model.embedding, tools) if drafting.modules else None
         except ValueError as error:
             raise StartupError(f"--tp-size {group.size} does not fit the model: {error}") from error
+        parameters = model.parameters() | ({} if draft is None else draft.parameters())
         began = time.perf_counter()
-        report = load_weights(config, family, model.parameters(), plan, progress)
+        report = load_weights(config, family, parameters, plan, progress)
         loaded_s = time.perf_counter() - began
         kv = allocate_kv(plan.groups, plan.page_size, group.size, dtype)
-        rows = Rows(len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests)
+        rows = Rows(
+            len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, drafting.drafts
+        )
+        main, drafts = kv[: config.text.main_layers], kv[config.text.main_layers :]
+        proposer = _proposer(plan, config, rows, tools, draft, drafts)
     facts = {kind: f"{pick.key} ({pick.reason})" for kind, pick in _named(picks)}
     facts |= {
         "threads": str(plan.worker_threads),
         "weights": f"{_loaded(report)} in {loaded_s:.1f} s",
         "kv memory": f"{kv_bytes(kv) / 2**20:.1f} MiB",
     }
-    return Started(Runner(model, kv, rows, tools.ops), facts)
+    return Started(Runner(model, main, rows, tools.ops, proposer), facts)
 
 
 def load_weights(
@@ -151,13 +161,42 @@ def load_weights(
 
     Raises: StartupError that lists everything that does not fit.
     """
-    book = family.rules(config)
+    drafting = plan.drafting
+    book = family.rules(config, drafting.modules)
     source: Source
     if plan.server.load_format == "dummy":
         source = RandomWeights(parameters, book, plan.random_seed)
+    elif drafting.modules and drafting.weights_path != plan.model.path:
+        main = config.text.main_layers
+        source = Combined(
+            Picked(Shards(Path(plan.model.path)), lambda name: part_of(name, main) != "mtp"),
+            Picked(Shards(Path(drafting.weights_path)), lambda name: part_of(name, main) == "mtp"),
+        )
     else:
         source = Shards(Path(plan.model.path))
     return load(parameters, book, source, progress)
+
+
+def _proposer(
+    plan: RuntimePlan,
+    config: Step3p7Config,
+    rows: Rows,
+    tools: Toolkit,
+    draft: DraftModel | None,
+    kv: Sequence[KVLayer],
+) -> Proposer:
+    """What guesses ahead, as the plan says."""
+    match plan.drafting.algorithm:
+        case "off":
+            return NoGuesses()
+        case "ngram":
+            return NgramProposer(rows, plan.drafting.drafts)
+        case "mtp":
+            assert draft is not None, "a plan with draft modules has a model of them"
+            size = plan.max_running_requests, config.text.hidden_size
+            return WindowProposer(draft, kv, rows, tools.ops, size, tools.dtype)
+        case _ as unknown:
+            assert_never(unknown)
 
 
 def _toolkit(picks: Picks, plan: RuntimePlan, group: TensorGroup, dtype: torch.dtype) -> Toolkit:
