@@ -127,6 +127,8 @@ class Admit(Message, frozen=True):
     namespace: str = ""
     received_ns: int = 0
     """`time.monotonic_ns()` when the API process took the request."""
+    speculative: bool = True
+    """Guess ahead, where the server has a drafter. Never changes the answer."""
 
 
 class Abort(Message, frozen=True):

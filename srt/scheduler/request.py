@@ -38,10 +38,11 @@ class Row:
     """A request's place in the worker, in tokens:
 
         [0, settled)         computed by steps whose results are here
-        [settled, computed)  computed by steps in flight
+        [settled, computed)  computed by steps in flight, if all their guesses are right
         [computed, …)        still wanted
 
-    `pending` tokens are being sampled by steps in flight. `in_flight` steps name the row.
+    `pending` tokens are being sampled by steps in flight, if all their guesses are right. `in_flight` steps name the
+    row. What was wrongly guessed is taken off both when a step settles, so their difference is always exact.
     """
 
     __slots__ = ("computed", "in_flight", "index", "lease", "pending", "settled")
@@ -66,6 +67,27 @@ class Stamps:
         self.first_token_ns: int | None = None
 
 
+class Speculation:
+    """What guessing ahead has brought a request, in tokens: `steps` that had guesses to check, guesses that were
+    checked and that were right, and how many steps had 0, 1, 2, .. right ones."""
+
+    __slots__ = ("accepted", "drafted", "histogram", "steps")
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.drafted = 0
+        self.accepted = 0
+        self.histogram: list[int] = []
+
+    def observe(self, drafted: int, accepted: int) -> None:
+        """A step checked so many guesses, of which the first `accepted` were right."""
+        self.steps += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        self.histogram.extend([0] * (accepted + 1 - len(self.histogram)))
+        self.histogram[accepted] += 1
+
+
 class Request:
     """One request. `order` is its place in the order of arrival; `tokens` are all it knows, int32 little-endian.
 
@@ -85,6 +107,7 @@ class Request:
         "retractions",
         "row",
         "stamps",
+        "speculation",
         "stop_ids",
         "tokens",
     )
@@ -102,6 +125,7 @@ class Request:
         self.cached_tokens = 0
         self.retractions = 0
         self.overtaken = 0
+        self.speculation = Speculation()
         self.stamps = Stamps(admit.received_ns or now_ns)
 
     @property
@@ -131,6 +155,7 @@ class Request:
 def gap(request: Request, row: Row) -> int:
     """Tokens that a row could compute now. Chunked prefill, prefix hits and decode are this one number.
 
-    Known tokens, those being sampled (and, with a drafter, its drafts) less the ones already granted.
+    Known tokens and those being sampled less the ones already granted. A gap that is closed to the last known token
+    may be overshot by guesses, which are granted and sampled alike, so that the gap after them is one token again.
     """
     return min(len(request.tokens) // 4 + row.pending, request.target) - row.computed

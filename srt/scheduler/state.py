@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from srt.cache.prefix import PrefixCache
 from srt.configs.plan import RuntimePlan
 from srt.scheduler.queue import WaitingQueue, by_order
-from srt.scheduler.request import Request, Row
+from srt.scheduler.request import Request, Row, Speculation
 
 FIRST_SHARE: Final = 0.5
 
@@ -24,15 +24,17 @@ class Limits(NamedTuple):
     chunked_prefill_size: int
     max_step_tokens: int
     steps_in_flight: int
+    drafts: int
 
 
 class Grant(NamedTuple):
-    """What one step does for one row."""
+    """What one step does for one row. `drafts` guesses at most are checked, beyond the `tokens`."""
 
     request: Request
     row: Row
     tokens: int
     emits: bool
+    drafts: int = 0
 
 
 class Flight(NamedTuple):
@@ -55,6 +57,7 @@ class Totals:
     cache_queries_tokens: int = 0
     cache_hit_tokens: int = 0
     generated_tokens: int = 0
+    speculation: Speculation = field(default_factory=Speculation)
 
 
 @dataclass(slots=True)
@@ -84,7 +87,7 @@ class SchedulerState:
     @classmethod
     def from_plan(cls, plan: RuntimePlan) -> SchedulerState:
         """An empty scheduler for what start-up resolved."""
-        cache = PrefixCache(plan.groups, plan.page_size, share=not plan.server.disable_radix_cache)
+        cache = PrefixCache(plan.groups, plan.page_size, share=not plan.server.disable_radix_cache, hold_back=plan.drafting.look_ahead)
         limits = Limits(
             plan.context_length,
             plan.max_running_requests,
@@ -92,6 +95,7 @@ class SchedulerState:
             plan.chunked_prefill_size,
             plan.max_step_tokens,
             plan.steps_in_flight,
+            plan.drafting.drafts,
         )
         return cls(limits, cache, WaitingQueue(plan.server.schedule_policy), deque(range(plan.max_running_requests)))
 

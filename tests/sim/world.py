@@ -69,7 +69,9 @@ class World:
         window = plan.groups[1].window
         assert window is not None
         pages = [group.pages for group in plan.groups]
-        self.worker = FakeWorker(plan.page_size, window, pages, plan.max_running_requests)
+        self.worker = FakeWorker(
+            plan.page_size, window, pages, plan.max_running_requests, plan.drafting.modules
+        )
         self.results: deque[StepResult] = deque()
         self.clients: dict[str, Client] = {}
         self.sent = 0
@@ -80,11 +82,16 @@ class World:
         self.done: list[Done] = []
 
     def send(
-        self, prompt: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = (), namespace: str = ""
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        stop_ids: Sequence[int] = (),
+        namespace: str = "",
+        speculative: bool = True,
     ) -> Client:
         """A request arrives."""
         client, admit = self.write(prompt, max_new_tokens, stop_ids, namespace)
-        self.turn(admit)
+        self.turn(msgspec.structs.replace(admit, speculative=speculative))
         return client
 
     def send_all(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Client]:
