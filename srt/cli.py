@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from srt.errors import StartupError
 USAGE = """\
 usage: server launch --model-path DIR [options]   serve a checkpoint over HTTP
        server launch --help                       all options, with examples
+       server convert --model-path IN --output OUT --format fp8|nvfp4|bf16
+       server convert --help
        server --version
 """
 
@@ -32,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0
             case ["launch", *options]:
                 return _launch(options)
+            case ["convert", *options]:
+                return _convert(options)
             case [word, *_]:
                 raise StartupError(f"unknown command {word!r}; `server launch --help` shows what there is")
             case _:
@@ -39,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StartupError as error:
         print(f"server: error: {error}", file=sys.stderr)
         return 1
+
+
+def _convert(options: Sequence[str]) -> int:
+    # By name: this module stays free of torch, which the command needs.
+    status: int = importlib.import_module("srt.convert.command").main(options)
+    return status
 
 
 def _launch(options: Sequence[str]) -> int:

@@ -28,7 +28,6 @@ def _refused(sentence: str, *names: str, accepts: tuple[str, ...] = ()) -> Forei
     return Foreign(names, sentence, accepts=accepts)
 
 
-NO_SPECULATION: Final = "speculative decoding is not part of this version"
 NO_GRAMMAR: Final = "output cannot be held to a grammar by this version"
 MODEL_DEFAULTS: Final = "sampling defaults are those of generation_config.json"
 NO_IMAGES: Final = "image input is not part of this version; the language model alone is served"
@@ -61,7 +60,6 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     # --- memory and scheduling ---
     _refused(NO_FRACTION, "--mem-fraction-static", "--gpu-memory-utilization"),
     _refused("give the size of the KV pool in tokens: --max-total-tokens", "--kv-cache-memory-bytes"),
-    _refused("KV is stored in the --dtype of the model", "--kv-cache-dtype", accepts=("auto",)),
     _refused("a step's prompt tokens are bounded by --chunked-prefill-size", "--max-prefill-tokens"),
     _refused("requests are admitted by the pages that are free, not by an estimate", "--schedule-conservativeness"),
     _refused("cached prefixes are evicted least recently used first", "--radix-eviction-policy", accepts=("lru",)),
@@ -89,7 +87,6 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
         "--decode-attention-backend",
         "--mm-attention-backend",
         "--sampling-backend",
-        "--moe-runner-backend",
         "--moe-a2a-backend",
         "--fp8-gemm-backend",
         accepts=("auto",),
@@ -106,7 +103,7 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _refused("results are not promised to be bit-equal between batch shapes", "--enable-deterministic-inference"),
     _refused("sleeping and waking are not supported", "--enable-memory-saver", "--enable-sleep-mode"),
     # --- more than one machine or replica ---
-    _refused(NO_CLUSTER, "--ep-size", "--ep", "--dp-size", "--dp", "--data-parallel-size", accepts=("1",)),
+    _refused(NO_CLUSTER, "--dp-size", "--dp", "--data-parallel-size", accepts=("1",)),
     _refused(NO_CLUSTER, "--pp-size", "--pipeline-parallel-size", "--nnodes", accepts=("1",)),
     _refused(NO_CLUSTER, "--node-rank", accepts=("0",)),
     _refused(NO_CLUSTER, "--enable-expert-parallel", "--enable-dp-attention", "--attn-dp-size"),
@@ -114,17 +111,10 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _refused(NO_CLUSTER, "--dist-init-addr", "--nccl-init-addr", "--distributed-executor-backend"),
     _refused(NO_CLUSTER, "--disaggregation-mode", accepts=("null",)),
     # --- model, tokenizer, outputs ---
-    _refused(
-        NO_SPECULATION,
-        "--speculative-algorithm",
-        "--speculative-num-steps",
-        "--speculative-eagle-topk",
-        "--speculative-num-draft-tokens",
-        "--speculative-draft-model-path",
-        "--speculative-config",
-        "--enable-multi-layer-eagle",
-        "--spec",
-    ),
+    _refused("guesses form a chain, one candidate each", "--speculative-eagle-topk", accepts=("1",)),
+    _refused("it follows from --speculative-num-steps", "--speculative-num-draft-tokens"),
+    _refused("--speculative-algorithm says which drafter runs", "--spec"),
+    _noted("several MTP modules are always run as such", "--enable-multi-layer-eagle"),
     _refused(NO_PARSERS, "--reasoning-parser", "--tool-call-parser", "--enable-auto-tool-choice"),
     _refused(NO_GRAMMAR, "--grammar-backend", accepts=("none",)),
     _refused(NO_GRAMMAR, "--guided-decoding-backend", "--structured-outputs-config"),

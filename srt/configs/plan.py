@@ -43,6 +43,14 @@ class ModelFacts(msgspec.Struct, frozen=True):
     mtp_modules: int = 0
     draft_group: KVGroupSpec | None = None
     """The MTP modules' layers."""
+    experts: str = "plain"
+    """Format of the routed experts: plain, fp8, nvfp4 or nvfp4-a16; with a comma where layers differ."""
+    producer: str = ""
+    """Who quantised it: fp8 (the published release), modelopt, compressed-tensors; empty if nobody did."""
+    coded_bytes: int = 0
+    """Those of the text bytes that keep their size whatever --dtype says."""
+    kv_scales: bool = False
+    """The checkpoint has scales for keys and values in FP8."""
     dtype: str = "bfloat16"
     """What the checkpoint says that it is stored in; `--dtype auto` means this one."""
 
@@ -107,6 +115,7 @@ class RuntimePlan(msgspec.Struct, frozen=True):
     model: ModelFacts
     device: DeviceFacts
     dtype: str
+    kv_dtype: str
     page_size: int
     context_length: int
     max_total_tokens: int

@@ -9,7 +9,8 @@ from typing import Final
 
 import msgspec
 
-from srt.configs.plan import DeviceFacts, DraftTraits, GroupPlan, KVGroupSpec, ModelFacts, RuntimePlan
+from srt.configs.drafting import kv_groups, resolve_drafting
+from srt.configs.plan import DeviceFacts, GroupPlan, KVGroupSpec, ModelFacts, RuntimePlan
 from srt.configs.pools import ITEM_BYTES, Limits, PoolRequest, Pools, plan_pools
 from srt.configs.server import ServerConfig
 from srt.configs.startup_table import Reasons, human, startup_table
@@ -26,16 +27,22 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
 
     Raises: StartupError, one sentence with both numbers, if the server cannot run as asked.
     """
-    _check_ranks(server, model)
+    _check_quantization(server, model)
     dtype, dtype_reason = _dtype(server, model)
     limits = _limits(server, model)
-    text_bytes = model.weight_bytes["text"] * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
+    kv_dtype = "fp8_e4m3" if server.kv_cache_dtype.startswith("fp8") else dtype
+    plain_bytes = model.weight_bytes["text"] - model.coded_bytes
+    text_bytes = model.coded_bytes + plain_bytes * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
+    drafting = resolve_drafting(server, model)
+    groups = kv_groups(model, drafting.traits)
+    _check_ranks(server, groups)
+    mtp_bytes = _mtp_bytes(model, drafting.traits.modules, dtype)
     request = PoolRequest(
-        groups=model.groups,
-        dtype=dtype,
+        groups=groups,
+        dtype=kv_dtype,
         page_size=server.page_size,
         limits=limits,
-        room=_room(text_bytes, dtype, device),
+        room=_room(text_bytes + mtp_bytes, dtype, device),
         asked_tokens=server.max_total_tokens,
         asked_ratio=server.swa_full_tokens_ratio,
     )
@@ -48,6 +55,7 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
         model=model,
         device=device,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         page_size=server.page_size,
         context_length=context,
         max_total_tokens=pools.full_tokens,
@@ -55,22 +63,42 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
         max_running_requests=running,
         max_queued_requests=server.max_queued_requests,
         chunked_prefill_size=chunk,
-        max_step_tokens=chunk + running,
+        max_step_tokens=chunk + running * (1 + drafting.traits.drafts),
         steps_in_flight=limits.in_flight,
         worker_threads=max(1, device.cores // server.tp_size),
         random_seed=fresh_seed if server.random_seed is None else server.random_seed,
+        drafting=drafting.traits,
     )
-    reasons = Reasons(dtype=dtype_reason, context=context_reason, pools=pools.reason, running_wanted=limits.running)
-    return msgspec.structs.replace(plan, table=startup_table(plan, reasons, text_bytes))
+    reasons = Reasons(
+        dtype=dtype_reason,
+        context=context_reason,
+        pools=pools.reason,
+        running_wanted=limits.running,
+        drafting=drafting.reason,
+    )
+    return msgspec.structs.replace(plan, table=startup_table(plan, reasons, {"text": text_bytes, "mtp": mtp_bytes}))
 
 
-def _check_ranks(server: ServerConfig, model: ModelFacts) -> None:
-    for group in model.groups:
+def _mtp_bytes(model: ModelFacts, modules: int, dtype: str) -> int:
+    """Bytes of so many draft modules in memory."""
+    stored = model.weight_bytes["mtp"] * modules // max(1, model.mtp_modules)
+    return stored * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
+
+
+def _check_ranks(server: ServerConfig, groups: tuple[KVGroupSpec, ...]) -> None:
+    for group in groups:
         if group.kv_heads % server.tp_size:
             raise StartupError(
                 f"--tp-size is {server.tp_size}; the {group.name} layers have {group.kv_heads} KV heads, "
                 "which must be divisible by it"
             )
+
+
+def _check_quantization(server: ServerConfig, model: ModelFacts) -> None:
+    asked = {"modelopt_fp4": "modelopt"}.get(server.quantization, server.quantization)
+    stored = model.experts.removesuffix("-a16")
+    if asked not in ("auto", stored, model.producer):
+        raise StartupError(f"--quantization is {server.quantization}; the checkpoint's experts are stored as {stored}")
 
 
 def _dtype(server: ServerConfig, model: ModelFacts) -> tuple[str, str]:
@@ -117,20 +145,6 @@ def _context(server: ServerConfig, model: ModelFacts, pools: Pools) -> tuple[int
     if model.context_length > held:
         return held, f"all that the KV pool holds ({pools.reason}); the checkpoint's is {model.context_length}"
     return model.context_length, "the checkpoint's"
-
-
-def kv_groups(model: ModelFacts, drafting: DraftTraits) -> tuple[KVGroupSpec, ...]:
-    """The KV groups that a server has: those of the model, then that of the draft modules that it runs.
-
-    These run again over up to so many positions before the frontier as there are modules, so their window is held
-    that much longer than they see.
-    """
-    draft = model.draft_group
-    if not drafting.modules or draft is None:
-        return model.groups
-    window = None if draft.window is None else draft.window + drafting.modules - 1
-    held = msgspec.structs.replace(draft, layers=draft.layers[: drafting.modules], window=window)
-    return (*model.groups, held)
 
 
 def _groups(request: PoolRequest, pools: Pools, ranks: int) -> tuple[GroupPlan, ...]:

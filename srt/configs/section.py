@@ -25,6 +25,18 @@ class Section:
     def __contains__(self, name: str) -> bool:
         return self._values.get(name) is not None
 
+    def names(self) -> list[str]:
+        """The keys that are present."""
+        return list(self._values)
+
+    def values(self) -> dict[str, object]:
+        """The object as it was read."""
+        return dict(self._values)
+
+    def raw(self, name: str) -> object:
+        """A value of any type; None where the key is absent or null."""
+        return self._values.get(name)
+
     def integer(self, *names: str, default: int | None = None) -> int:
         """A whole number."""
         return self._required(names, self.maybe_integer(*names), default)

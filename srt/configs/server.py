@@ -15,6 +15,7 @@ NETWORK: Final = "Network"
 LIMITS: Final = "Limits"
 MEMORY: Final = "KV memory and batching"
 EXECUTION: Final = "Execution"
+SPECULATION: Final = "Speculative decoding"
 LOGGING: Final = "Logging"
 
 
@@ -59,10 +60,9 @@ class ServerConfig(msgspec.Struct, frozen=True):
         str,
         Option(
             MODEL,
-            "Weight format; auto reads it from the checkpoint.",
+            "Weight format of the routed experts; auto reads it, anything else must agree with the checkpoint.",
             aliases=("-q",),
-            choices=("auto",),
-            beyond="this version reads bfloat16 and float32 checkpoints and does not quantise",
+            choices=("auto", "fp8", "nvfp4", "modelopt", "modelopt_fp4", "compressed-tensors"),
         ),
     ] = "auto"
     context_length: Annotated[
@@ -124,6 +124,14 @@ class ServerConfig(msgspec.Struct, frozen=True):
         ),
     ] = 300.0
 
+    kv_cache_dtype: Annotated[
+        str,
+        Option(
+            MEMORY,
+            "Number format of cached keys and values; auto is the one of --dtype.",
+            choices=("auto", "fp8_e4m3", "fp8"),
+        ),
+    ] = "auto"
     max_total_tokens: Annotated[
         int | None,
         Option(
@@ -184,6 +192,25 @@ class ServerConfig(msgspec.Struct, frozen=True):
             maximum=64,
         ),
     ] = 1
+    ep_size: Annotated[
+        int,
+        Option(
+            EXECUTION,
+            "Groups of worker processes that share the routed experts out; divides --tp-size.",
+            unit="groups",
+            aliases=("--ep", "--expert-parallel-size"),
+            minimum=1,
+            maximum=64,
+        ),
+    ] = 1
+    moe_runner_backend: Annotated[
+        str,
+        Option(
+            EXECUTION,
+            "What computes the routed experts; a layer that it cannot compute exactly takes the next one.",
+            choices=("auto", "reference"),
+        ),
+    ] = "auto"
     disable_overlap_schedule: Annotated[
         bool,
         Option(
@@ -201,6 +228,45 @@ class ServerConfig(msgspec.Struct, frozen=True):
             minimum=0,
             maximum=2**31 - 1,
             unset="drawn at start-up and printed",
+        ),
+    ] = None
+
+    speculative_algorithm: Annotated[
+        str,
+        Option(
+            SPECULATION,
+            "What guesses tokens ahead: MTP modules, earlier text, or nothing; never changes an answer. "
+            "NEXTN and EAGLE are taken as mtp.",
+            choices=("auto", "mtp", "ngram", "off", "NEXTN", "EAGLE", "NGRAM"),
+        ),
+    ] = "auto"
+    speculative_num_steps: Annotated[
+        int | None,
+        Option(
+            SPECULATION,
+            "Tokens guessed for a request and step; cut to the number of MTP modules.",
+            unit="tokens",
+            peer_names=("--num-speculative-tokens",),
+            minimum=1,
+            maximum=64,
+            unset="all MTP modules, or 7 with ngram",
+        ),
+    ] = None
+    speculative_config: Annotated[
+        str | None,
+        Option(
+            SPECULATION,
+            "The same as a JSON object: method, num_speculative_tokens, model; the flags win.",
+            unset="nothing",
+        ),
+    ] = None
+    draft_model_path: Annotated[
+        str | None,
+        Option(
+            SPECULATION,
+            "Directory of another checkpoint of the same model, to take the MTP modules from.",
+            peer_names=("--speculative-draft-model-path",),
+            unset="the model path",
         ),
     ] = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from srt.configs.census import PLAIN
 from srt.configs.plan import Choice, RuntimePlan
 
 
@@ -14,6 +15,7 @@ class Reasons(msgspec.Struct, frozen=True):
     context: str
     pools: str
     running_wanted: int
+    drafting: str
 
 
 def human(size: float) -> str:
@@ -29,9 +31,15 @@ def _flag_or(value: object, flag: str, otherwise: str) -> str:
     return otherwise if value is None else flag
 
 
-def startup_table(plan: RuntimePlan, reasons: Reasons, text_bytes: int) -> tuple[Choice, ...]:
-    """The start-up table: what was resolved, to what, why, and the bytes of each part."""
-    return (*_work_rows(plan, reasons), *_limit_rows(plan, reasons), *_byte_rows(plan, reasons, text_bytes))
+def startup_table(plan: RuntimePlan, reasons: Reasons, weights: dict[str, int]) -> tuple[Choice, ...]:
+    """The start-up table: what was resolved, to what, why, and the bytes of each part; `weights` in memory."""
+    return (*_work_rows(plan, reasons), *_limit_rows(plan, reasons), *_byte_rows(plan, reasons, weights))
+
+
+def _kv_reason(plan: RuntimePlan) -> str:
+    if plan.kv_dtype == plan.dtype:
+        return "--dtype"
+    return "--kv-cache-dtype; " + ("scales from the checkpoint" if plan.model.kv_scales else "scale 1.0 for all layers")
 
 
 def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
@@ -44,10 +52,21 @@ def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
         Choice("tensor parallel", str(server.tp_size), "--tp-size"),
         Choice("threads a worker", str(plan.worker_threads), f"{device.cores} cores / {server.tp_size} workers"),
         Choice("dtype", plan.dtype, reasons.dtype),
+        Choice("KV dtype", plan.kv_dtype, _kv_reason(plan)),
         Choice("load format", server.load_format, "--load-format"),
         Choice("context length", f"{plan.context_length} tokens", reasons.context),
         Choice("random seed", str(plan.random_seed), _flag_or(server.random_seed, "--random-seed", "drawn at start")),
     ]
+
+
+def _largest_step(plan: RuntimePlan) -> str:
+    guesses = f" and {plan.drafting.drafts} guesses" if plan.drafting.drafts else ""
+    return f"one chunk, and one token{guesses} of each running request"
+
+
+def _drafting(plan: RuntimePlan) -> str:
+    traits = plan.drafting
+    return f"{traits.algorithm}, {traits.drafts} tokens ahead" if traits.drafts else traits.algorithm
 
 
 def _limit_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
@@ -61,7 +80,8 @@ def _limit_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
         Choice("running requests", str(plan.max_running_requests), running),
         Choice("queued requests", str(plan.max_queued_requests), "--max-queued-requests"),
         Choice("prefill chunk", f"{plan.chunked_prefill_size} tokens", chunk),
-        Choice("largest step", f"{plan.max_step_tokens} tokens", "one chunk and one token of each running request"),
+        Choice("largest step", f"{plan.max_step_tokens} tokens", _largest_step(plan)),
+        Choice("speculative decoding", _drafting(plan), reasons.drafting),
         Choice("steps in flight", str(plan.steps_in_flight), overlap),
         Choice("schedule policy", server.schedule_policy, "--schedule-policy"),
         Choice(
@@ -73,15 +93,18 @@ def _limit_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
     ]
 
 
-def _byte_rows(plan: RuntimePlan, reasons: Reasons, text_bytes: int) -> list[Choice]:
+def _byte_rows(plan: RuntimePlan, reasons: Reasons, weights: dict[str, int]) -> list[Choice]:
     ranks = plan.server.tp_size
-    rows = [Choice("weights: text", human(text_bytes), f"in {plan.dtype}, all ranks")]
+    experts = "" if plan.model.experts == PLAIN else f", routed experts in {plan.model.experts}"
+    rows = [Choice("weights: text", human(weights["text"]), f"in {plan.dtype}{experts}, all ranks")]
     rows += [
         Choice(f"weights: {part}", human(0), f"{human(size)} in the checkpoint, not used by this version")
         for part, size in plan.model.weight_bytes.items()
-        if part != "text" and size
+        if size and not weights.get(part)
     ]
-    total = text_bytes
+    if weights["mtp"]:
+        rows.append(Choice("weights: mtp", human(weights["mtp"]), f"{plan.drafting.modules} modules, all ranks"))
+    total = sum(weights.values())
     for group in plan.groups:
         tokens = group.pages * plan.page_size
         size = (group.pages + 1) * group.page_bytes * ranks

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from srt.configs.plan import KVGroupSpec
+from srt.configs.quant import QuantConfig, read_quant
 from srt.configs.section import Section
 from srt.errors import StartupError
 
@@ -141,17 +142,16 @@ class Step3p7Config(msgspec.Struct, frozen=True):
     text: TextConfig
     vision: VisionConfig | None
     images: ImageTokens | None
+    quant: QuantConfig | None = None
+    """None: every tensor is plain numbers."""
 
 
-def read_step3p7(root: Section) -> Step3p7Config:
-    """Read config.json.
+def read_step3p7(root: Section, hf_quant_config: Section | None = None) -> Step3p7Config:
+    """Read config.json, and hf_quant_config.json where a producer has left one.
 
     Raises: StartupError that names the key, its value and the rule it breaks.
     """
     model_type = root.text("model_type")
-    if "quantization_config" in root:
-        method = root.section("quantization_config").text("quant_method", default="?")
-        raise StartupError(f"quantised checkpoints are not supported (quantization_config.quant_method is {method!r})")
     multimodal = model_type == "step3p7"
     text = root.section("text_config") if multimodal else root
     architectures = root.texts("architectures")
@@ -171,6 +171,7 @@ def read_step3p7(root: Section) -> Step3p7Config:
         text=_read_text(text),
         vision=_read_vision(root) if multimodal else None,
         images=_read_images(root) if multimodal else None,
+        quant=read_quant(root, hf_quant_config),
     )
 
 

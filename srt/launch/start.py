@@ -16,6 +16,7 @@ import setproctitle
 from srt import __version__, log
 from srt.configs.arguments import Launch
 from srt.configs.device import read_device
+from srt.configs.drafting import draft_model_path
 from srt.configs.models import read_facts
 from srt.configs.plan import RuntimePlan
 from srt.configs.resolve import resolve
@@ -38,12 +39,13 @@ def make_plan(server: ServerConfig) -> RuntimePlan:
     directory = Path(server.model_path)
     if not directory.is_dir():
         raise StartupError(f"--model-path is {server.model_path}; there is no such directory")
-    return resolve(
-        server,
-        read_facts(directory, with_weights=server.load_format != "dummy"),
-        device,
-        fresh_seed=secrets.randbits(31),
+    drafts = draft_model_path(server)
+    facts = read_facts(
+        directory,
+        with_weights=server.load_format != "dummy",
+        draft_directory=None if drafts is None else Path(drafts),
     )
+    return resolve(server, facts, device, fresh_seed=secrets.randbits(31))
 
 
 CHILD_DEFAULTS: Final = {"OMP_WAIT_POLICY": "passive"}

@@ -43,7 +43,7 @@ class Head:
         share = -(-vocab_size // group.size)
         start = min(group.rank * share, vocab_size)
         length = min(share, vocab_size - start)
-        piece = Piece((vocab_size, hidden_size), Cut(0, start, length), Cut(0, 0, length))
+        piece = Piece((vocab_size, hidden_size), (Cut(0, start, length),), (Cut(0, 0, length),))
         self._linear = Linear(weight_format, (share, hidden_size), dtype, {"": piece})
 
     def __call__(self, hidden: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def column_linear(
     start = 0
     for name, out_features in outputs.items():
         share = group.share(out_features)
-        pieces[name] = Piece((out_features, in_features), Cut(0, group.rank * share, share), Cut(0, start, share))
+        pieces[name] = Piece((out_features, in_features), (Cut(0, group.rank * share, share),), (Cut(0, start, share),))
         start += share
     return Linear(weight_format, (start, in_features), dtype, pieces)
 
@@ -105,5 +105,5 @@ def row_linear(
     Raises: ValueError if the inputs do not divide by the group's size.
     """
     share = group.share(in_features)
-    piece = Piece((out_features, in_features), Cut(1, group.rank * share, share))
+    piece = Piece((out_features, in_features), (Cut(1, group.rank * share, share),))
     return Linear(weight_format, (out_features, share), dtype, {"": piece})

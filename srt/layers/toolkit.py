@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +18,16 @@ from srt.layers.ops import Ops
 class Toolkit:
     """Handed to every layer; layers look nowhere else.
 
-    `positions` is the number of rotary positions to prepare; `dtype` is that of weights and activations.
+    `experts` has a runner for each layer with routed experts, by layer number. `positions` is the number of rotary
+    positions to prepare; `dtype` is that of activations and of weights that are not quantised; `ep_size` the number
+    of groups of ranks that share the experts out.
     """
 
     ops: Ops
     linear: LinearFormat
     attention: AttentionBackend
-    experts: ExpertRunner
+    experts: Mapping[int, ExpertRunner]
     group: TensorGroup
     dtype: torch.dtype
     positions: int
+    ep_size: int = 1

@@ -49,9 +49,7 @@ class DraftModel(Protocol):
         """Prepare for the positions that all modules are run on; called once, before any of them."""
         ...
 
-    def forward(
-        self, module: int, token_ids: Tensor, hidden: Tensor, kv: KVLayer, batch: ForwardBatch
-    ) -> Tensor:
+    def forward(self, module: int, token_ids: Tensor, hidden: Tensor, kv: KVLayer, batch: ForwardBatch) -> Tensor:
         """Run one module on T positions and write its keys and values: [T] and [T, H] -> [T, H].
 
         `token_ids` are those of p + 1 + module. `hidden` is the main model's residual stream, then what the module

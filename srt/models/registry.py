@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,15 +21,15 @@ class Family:
     """What start-up needs to bring a model to life."""
 
     build: Callable[[Step3p7Config, Toolkit], LanguageModel]
-    rules: Callable[[Step3p7Config, int], RuleBook]
-    """The number is that of draft modules to load."""
+    rules: Callable[[Step3p7Config, Mapping[int, str], int], RuleBook]
+    """Formats of the routed experts by layer, and the number of draft modules to load."""
     build_draft: Callable[[Step3p7Config, int, Embedding, Toolkit], DraftModel]
     """The first so many draft modules, which share the main model's embedding."""
 
 
 STEP3P7: Final = Family(
     build=lambda config, tools: Step3p7Text(config.text, tools),
-    rules=lambda config, drafts: step3p7_rules(config.text, drafts),
+    rules=step3p7_rules,
     build_draft=lambda config, drafts, embedding, tools: Step3p7Mtp(config.text, drafts, embedding, tools),
 )
 FAMILIES: Final = {"step3p5": STEP3P7, "step3p7": STEP3P7}

@@ -7,8 +7,6 @@ keys and values, a norm and an output matrix of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -77,9 +75,7 @@ class Step3p7Mtp:
         """Prepare for the positions that all modules are run on."""
         self._attention.begin(batch)
 
-    def forward(
-        self, module: int, token_ids: Tensor, hidden: Tensor, kv: KVLayer, batch: ForwardBatch
-    ) -> Tensor:
+    def forward(self, module: int, token_ids: Tensor, hidden: Tensor, kv: KVLayer, batch: ForwardBatch) -> Tensor:
         """Run one module on T positions; `token_ids` [T] are those of p + 1 + module. Returns [T, H]."""
         return self._modules[module](self._embedding(token_ids), hidden, kv, batch)
 

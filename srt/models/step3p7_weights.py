@@ -7,21 +7,20 @@ are claimed by name and not read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from srt.configs.step3p7 import TextConfig
+from srt.configs.census import PLAIN, SCALES
+from srt.configs.quant import PREFIXES
+from srt.configs.step3p7 import Step3p7Config
+from srt.layers.quant.contract import WEIGHT
 from srt.weights.rules import Rule, RuleBook
 
-PREFIXES = {
-    "model.language_model.": "model.",
-    "model.vision_model.": "vision_model.",
-    "model.vit_large_projector.": "vit_large_projector.",
-    "model.multi_modal_projector.": "multi_modal_projector.",
-}
 _LAYER = "model.layers.{layer}."
 _ATTENTION_NORMS = {"self_attn.q_norm": "attention.q_norm", "self_attn.k_norm": "attention.k_norm"}
 _NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "network_norm", **_ATTENTION_NORMS}
 _PROJECTIONS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "g_proj": "gates"}
+_EXPERT_PIECES = (("gate_proj", "gate_up", "gate"), ("up_proj", "gate_up", "up"), ("down_proj", "down", ""))
 _MTP_NAMES = (
     "enorm", "hnorm", "eh_proj", "input_layernorm", "post_attention_layernorm",
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "self_attn.g_proj",
@@ -30,15 +29,19 @@ _MTP_NAMES = (
 )  # fmt: skip
 
 
-def step3p7_rules(config: TextConfig, drafts: int = 0) -> RuleBook:
-    """Rules for a checkpoint with this geometry, of whose MTP modules the first `drafts` are loaded.
+def step3p7_rules(checkpoint: Step3p7Config, formats: Mapping[int, str], drafts: int = 0) -> RuleBook:
+    """Rules for a checkpoint with this geometry; the published spelling comes first.
 
-    The published spelling comes first.
+    `formats` says how the routed experts of each layer are stored (`srt/configs/census.py`). Of the MTP modules the
+    first `drafts` are loaded.
     """
+    config = checkpoint.text
+    producer = checkpoint.quant.producer if checkpoint.quant is not None else ""
     every = tuple(layer.index for layer in config.layers)
     routed = tuple(layer.index for layer in config.layers if layer.routed)
     dense = tuple(layer.index for layer in config.layers if not layer.routed)
     mtp = tuple(layer.index for layer in config.mtp_layers)
+    left = mtp[drafts:]
     return RuleBook(
         rules=[
             Rule("model.embed_tokens.weight", "embedding.weight"),
@@ -48,9 +51,10 @@ def step3p7_rules(config: TextConfig, drafts: int = 0) -> RuleBook:
             *_network_rules("mlp", "network", dense),
             *_network_rules("share_expert", "network.shared", routed),
             *_network_rules("mlp.shared_experts", "network.shared", routed),
-            *_expert_rules(routed),
+            *_router_rules(routed),
+            *(rule for index in routed for rule in _expert_rules(index, formats[index], producer)),
             *_mtp_rules(mtp[:drafts]),
-            *(Rule(f"{_LAYER}{name}.weight", None, layers=mtp[drafts:], part="mtp") for name in _MTP_NAMES if mtp[drafts:]),
+            *(Rule(f"{_LAYER}{name}.weight", None, layers=left, part="mtp") for name in _MTP_NAMES if left),
             Rule("vision_model.{rest}", None, part="vision"),
             Rule("vit_large_projector.{rest}", None, part="vision"),
             Rule("multi_modal_projector.{rest}", None, part="vision"),
@@ -91,6 +95,11 @@ def _block_rules(layers: tuple[int, ...]) -> list[Rule]:
     inputs, output = "layers.{layer}.attention.inputs.weight", "layers.{layer}.attention.output.weight"
     for source, piece in _PROJECTIONS.items():
         rules.append(Rule(f"{_LAYER}self_attn.{source}.weight", inputs, (piece,), layers=layers))
+    for kind in ("k", "v"):
+        # ModelOpt hangs a scale of FP8 keys on the projection, compressed-tensors on the attention itself.
+        for source in (f"self_attn.{kind}_proj.{kind}_scale", f"self_attn.{kind}_scale"):
+            target = f"layers.{{layer}}.attention.{kind}_scale"
+            rules.append(Rule(f"{_LAYER}{source}", target, layers=layers, optional=True))
     return [*rules, Rule(f"{_LAYER}self_attn.o_proj.weight", output, layers=layers)]
 
 
@@ -103,18 +112,41 @@ def _network_rules(source: str, target: str, layers: tuple[int, ...]) -> list[Ru
     ]
 
 
-def _expert_rules(layers: tuple[int, ...]) -> list[Rule]:
-    """Router and routed experts, which are stacked: expert first."""
-    network = "layers.{layer}.network."
-    gate_up, down = f"{network}experts.gate_up.weight", f"{network}experts.down.weight"
+def _router_rules(layers: tuple[int, ...]) -> list[Rule]:
+    """The router's matrix, and its bias, which only orders the experts."""
+    weight, bias = "layers.{layer}.network.router.weight", "layers.{layer}.network.router.bias"
     return [
-        Rule(f"{_LAYER}moe.gate.weight", f"{network}router.weight", layers=layers),
-        Rule(f"{_LAYER}moe.router_bias", f"{network}router.bias", layers=layers),
-        Rule(f"{_LAYER}moe.gate_proj.weight", gate_up, ("gate",), layers),
-        Rule(f"{_LAYER}moe.up_proj.weight", gate_up, ("up",), layers),
-        Rule(f"{_LAYER}moe.down_proj.weight", down, layers=layers),
-        Rule(f"{_LAYER}mlp.gate.weight", f"{network}router.weight", layers=layers),
-        Rule(f"{_LAYER}mlp.gate.e_score_correction_bias", f"{network}router.bias", layers=layers),
-        Rule(f"{_LAYER}mlp.experts.gate_up_proj", gate_up, ("gate", "up"), layers, axis=1),
-        Rule(f"{_LAYER}mlp.experts.down_proj", down, layers=layers),
+        Rule(f"{_LAYER}moe.gate.weight", weight, layers=layers),
+        Rule(f"{_LAYER}moe.router_bias", bias, layers=layers),
+        Rule(f"{_LAYER}mlp.gate.weight", weight, layers=layers),
+        Rule(f"{_LAYER}mlp.gate.e_score_correction_bias", bias, layers=layers),
     ]
+
+
+def _expert_rules(layer: int, weight_format: str, producer: str) -> list[Rule]:
+    """Routed experts of one layer: stacked, expert first, or one tensor for each expert.
+
+    compressed-tensors stores the outer scales of NVFP4 as what a number was multiplied with; the others, and this
+    runtime, as what a code is multiplied with.
+    """
+    layers, experts = (layer,), "layers.{layer}.network.experts."
+    if weight_format == PLAIN:
+        kinds = [("weight", WEIGHT, False)]
+        merged = [
+            Rule(f"{_LAYER}mlp.experts.gate_up_proj", f"{experts}gate_up.weight", ("gate", "up"), layers, axis=1),
+            Rule(f"{_LAYER}mlp.experts.down_proj", f"{experts}down.weight", layers=layers),
+        ]
+    else:
+        compressed = producer == "compressed-tensors"
+        codes = "weight_packed" if compressed and weight_format != "fp8" else "weight"
+        kinds, merged = [(codes, WEIGHT, False)], []
+        for scale in SCALES[weight_format]:
+            name = scale.names[producer]
+            kinds.append((name, scale.key, compressed and name.endswith("global_scale")))
+    rules = [
+        Rule(f"{_LAYER}{stack}{source}.{kind}", f"{experts}{target}.{key}", (piece,), layers, reciprocal=reciprocal)
+        for kind, key, reciprocal in kinds
+        for source, target, piece in _EXPERT_PIECES
+        for stack in ("moe.", "moe.experts.{expert}.", "mlp.experts.{expert}.")
+    ]
+    return [*rules, *merged]

@@ -106,8 +106,8 @@ class Request:
         "prompt_tokens",
         "retractions",
         "row",
-        "stamps",
         "speculation",
+        "stamps",
         "stop_ids",
         "tokens",
     )

@@ -87,7 +87,9 @@ class SchedulerState:
     @classmethod
     def from_plan(cls, plan: RuntimePlan) -> SchedulerState:
         """An empty scheduler for what start-up resolved."""
-        cache = PrefixCache(plan.groups, plan.page_size, share=not plan.server.disable_radix_cache, hold_back=plan.drafting.look_ahead)
+        cache = PrefixCache(
+            plan.groups, plan.page_size, share=not plan.server.disable_radix_cache, hold_back=plan.drafting.look_ahead
+        )
         limits = Limits(
             plan.context_length,
             plan.max_running_requests,

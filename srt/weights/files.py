@@ -13,8 +13,38 @@ from safetensors import safe_open
 from torch import Tensor
 
 from srt.configs.shards import all_entries, read_header, shard_paths
+from srt.errors import StartupError
 from srt.layers.parameter import Parameters
 from srt.weights.rules import RuleBook
+
+DTYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "BOOL": torch.bool,
+}
+"""Dtypes of the safetensors format that a checkpoint may hold."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What is known of a tensor before it is read; `file` is empty where tensors come from elsewhere."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    bytes: int
+    file: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.file}" if self.file else self.name
 
 
 @dataclass(frozen=True)
@@ -29,8 +59,8 @@ class Item:
 class Source(Protocol):
     """An ordered stream of tensors."""
 
-    def names(self) -> list[tuple[str, int]]:
-        """Name and bytes of every tensor, without reading one."""
+    def names(self) -> list[Listed]:
+        """Every tensor, without reading one."""
         ...
 
     def items(self) -> Iterator[Item]:
@@ -44,8 +74,17 @@ class Shards:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def names(self) -> list[tuple[str, int]]:
-        return [(entry.name, entry.bytes) for _, entry in all_entries(self._directory)]
+    def names(self) -> list[Listed]:
+        """Raises: StartupError if a shard is damaged or a tensor has a dtype that no checkpoint may have."""
+        listed = []
+        for path, entry in all_entries(self._directory):
+            dtype = DTYPES.get(entry.dtype)
+            if dtype is None:
+                raise StartupError(
+                    f"tensor {entry.name} in {path.name} has dtype {entry.dtype}, known are {', '.join(DTYPES)}"
+                )
+            listed.append(Listed(entry.name, entry.shape, dtype, entry.bytes, path.name))
+        return listed
 
     def items(self) -> Iterator[Item]:
         """Shard by shard, in the order of bytes; one shard is open at a time."""
@@ -62,8 +101,8 @@ class Picked:
     def __init__(self, source: Source, keep: Callable[[str], bool]) -> None:
         self._source, self._keep = source, keep
 
-    def names(self) -> list[tuple[str, int]]:
-        return [(name, size) for name, size in self._source.names() if self._keep(name)]
+    def names(self) -> list[Listed]:
+        return [entry for entry in self._source.names() if self._keep(entry.name)]
 
     def items(self) -> Iterator[Item]:
         return (item for item in self._source.items() if self._keep(item.name))
@@ -75,7 +114,7 @@ class Combined:
     def __init__(self, *sources: Source) -> None:
         self._sources = sources
 
-    def names(self) -> list[tuple[str, int]]:
+    def names(self) -> list[Listed]:
         return [entry for source in self._sources for entry in source.names()]
 
     def items(self) -> Iterator[Item]:
@@ -91,21 +130,41 @@ class RandomWeights:
 
     def __init__(self, parameters: Parameters, book: RuleBook, seed: int) -> None:
         self._seed = seed
-        self._shapes = {
-            source: parameters[target].pieces[piece].shape for source, target, piece in book.sources(parameters)
-        }
+        self._listed = {}
+        for wanted in book.wanted(parameters):
+            parameter = parameters[wanted.target]
+            shape, dtype = parameter.pieces[wanted.piece].shape, parameter.dtype
+            size = torch.Size(shape).numel() * dtype.itemsize
+            self._listed[wanted.name] = Listed(wanted.name, shape, dtype, size)
 
-    def names(self) -> list[tuple[str, int]]:
-        return [(name, 4 * torch.Size(shape).numel()) for name, shape in self._shapes.items()]
+    def names(self) -> list[Listed]:
+        return list(self._listed.values())
 
     def items(self) -> Iterator[Item]:
-        for name, size in self.names():
-            yield Item(name, size, lambda name=name: self._draw(name))  # type: ignore[misc]
+        for listed in self._listed.values():
+            yield Item(listed.name, listed.bytes, lambda listed=listed: self._draw(listed))  # type: ignore[misc]
 
-    def _draw(self, name: str) -> Tensor:
-        shape = self._shapes[name]
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
-        return torch.empty(shape).normal_(0.0, _spread(name, shape), generator=generator)
+    def _draw(self, listed: Listed) -> Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {listed.name}".encode()))
+        if listed.dtype == torch.uint8:
+            return torch.randint(0, 256, listed.shape, dtype=torch.uint8, generator=generator)
+        if "scale" in listed.name:
+            return _scales(listed)
+        spread = _spread(listed.name, listed.shape)
+        if listed.dtype == torch.float8_e4m3fn:
+            spread = CODE_SPREAD
+        return torch.empty(listed.shape).normal_(0.0, spread, generator=generator).to(listed.dtype)
+
+
+CODE_SPREAD = 100.0
+"""Standard deviation of random e4m3 codes: in the upper part of their range, where real ones lie."""
+
+
+def _scales(listed: Listed) -> Tensor:
+    """Scales under which random codes become weights of sane size; those of groups are 1."""
+    if listed.dtype == torch.float8_e4m3fn:
+        return torch.ones(listed.shape).to(listed.dtype)
+    return torch.full(listed.shape, 0.01 / CODE_SPREAD if len(listed.shape) > 2 else 0.003)
 
 
 def _spread(name: str, shape: tuple[int, ...]) -> float:

@@ -1,6 +1,7 @@
 """Which tensor of a checkpoint fills which parameter, as a list of rules.
 
-A name must be claimed by exactly one rule. `{layer}` in a rule stands for a layer number, `{rest}` for anything.
+A name must be claimed by exactly one rule. `{layer}` in a rule stands for a layer number, `{expert}` for the number of
+an item of the target's stack, `{rest}` for anything.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ class Rule:
     """Tensors named `source`, of these layers, fill pieces of the parameter `target`.
 
     A tensor that holds several pieces is cut into equal parts along `axis`. A rule without target claims tensors of
-    a part of the model that is not built here: they are counted and not read.
+    a part of the model that is not built here: they are counted and not read. With `reciprocal` the parameter gets
+    1 / x. A parameter that only optional rules fill may stay empty.
     """
 
     source: str
@@ -26,14 +28,17 @@ class Rule:
     layers: tuple[int, ...] = ()
     part: str = "text"
     axis: int = 0
+    reciprocal: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A rule that matched a name; `target` has its layer number filled in."""
+    """A rule that matched a name; `target` has its layer number filled in, `item` is the number of an expert."""
 
     rule: Rule
     target: str | None
+    item: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,20 +66,40 @@ class RuleBook:
             layer = match.groupdict().get("layer")
             if layer is None or int(layer) in rule.layers:
                 target = rule.target if rule.target is None or layer is None else _at(rule.target, int(layer))
-                found.append(Claim(rule, target))
+                expert = match.groupdict().get("expert")
+                found.append(Claim(rule, target, None if expert is None else int(expert)))
         return found
 
-    def sources(self, parameters: Parameters) -> Iterator[tuple[str, str, str]]:
-        """(name in a checkpoint, parameter, piece) of every piece; of several spellings the first rule's."""
-        found: dict[tuple[str, str], str] = {}
+    def wanted(self, parameters: Parameters) -> Iterator[Wanted]:
+        """Every piece that must come, with its name in a checkpoint; of several spellings the first rule's."""
+        whole: dict[tuple[str, str], str] = {}
+        items: dict[tuple[str, str], str] = {}
+        optional: set[tuple[str, str]] = set()
         for rule in self.rules:
             if rule.target is None or len(rule.pieces) > 1:
                 continue
             for layer in rule.layers or (0,):
-                found.setdefault((_at(rule.target, layer), rule.pieces[0]), _at(rule.source, layer))
-        for name, parameter in parameters.items():
+                place = _at(rule.target, layer), rule.pieces[0]
+                if rule.optional:
+                    optional.add(place)
+                    continue
+                names = items if "{expert}" in rule.source else whole
+                names.setdefault(place, _at(rule.source, layer))
+        for target, parameter in parameters.items():
             for piece in parameter.pieces:
-                yield found[name, piece], name, piece
+                if (target, piece) not in optional:
+                    name = whole[target, piece]
+                    yield Wanted(name, items.get((target, piece), name), target, piece)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A piece of a parameter: its name in a checkpoint, and that of one item of it with `{expert}` left in."""
+
+    name: str
+    item_name: str
+    target: str
+    piece: str
 
 
 def _at(template: str, layer: int) -> str:
@@ -83,4 +108,6 @@ def _at(template: str, layer: int) -> str:
 
 def _pattern(source: str) -> re.Pattern[str]:
     escaped = re.escape(source)
-    return re.compile(escaped.replace(r"\{layer\}", r"(?P<layer>\d+)").replace(r"\{rest\}", ".+"))
+    for word in ("layer", "expert"):
+        escaped = escaped.replace(rf"\{{{word}\}}", rf"(?P<{word}>\d+)")
+    return re.compile(escaped.replace(r"\{rest\}", ".+"))

@@ -36,14 +36,11 @@ class WindowProposer:
     hidden state. Those of the last positions lie in `_stash` at their position modulo its width.
     """
 
-    def __init__(
-        self, model: DraftModel, kv: Sequence[KVLayer], rows: Rows, ops: Ops, size: tuple[int, int], dtype: torch.dtype
-    ) -> None:
-        """`size`: number of rows, hidden size."""
+    def __init__(self, model: DraftModel, kv: Sequence[KVLayer], rows: Rows, ops: Ops, row_count: int) -> None:
         self._model, self._kv, self._rows, self._ops = model, kv, rows, ops
-        self._frontier, self._exact, self._begin = (np.zeros(size[0], np.int64) for _ in range(3))
+        self._frontier, self._exact, self._begin = (np.zeros(row_count, np.int64) for _ in range(3))
         self._width = max(1, model.modules)
-        self._stash = torch.zeros(size[0], self._width, size[1], dtype=dtype)
+        self._stash = torch.empty(0)
 
     def start(self, starts: Sequence[RowStart]) -> None:
         """Begin rows behind their hits, whose draft KV is taken as it is."""
@@ -77,8 +74,10 @@ class WindowProposer:
         self._exact[rows] = np.minimum(outcome.computed, outcome.known - self._model.modules)
 
     def _hidden_states(self, outcome: Outcome, starts: Ints, positions: Ints, hidden: Tensor) -> Tensor:
-        """The main model's hidden states at the windows' positions; keeps those that the next windows may begin with."""
+        """Those of the main model at the windows' positions; keeps what the next windows may begin with."""
         step = outcome.step
+        if not len(self._stash):
+            self._stash = hidden.new_zeros(len(self._frontier), self._width, hidden.shape[1])
         counts = outcome.computed - starts
         at = np.repeat(np.arange(len(step.rows)), counts)
         fresh = positions >= step.starts[at]

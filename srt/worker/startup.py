@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 import torch
 
+from srt.configs.census import announced_formats, expert_formats
 from srt.configs.models import read_config
 from srt.configs.plan import RuntimePlan
-from srt.configs.step3p7 import Step3p7Config, part_of
+from srt.configs.step3p7 import Step3p7Config
 from srt.distributed import TensorGroup, join_group
 from srt.errors import StartupError
-from srt.layers.batch import KVLayer
 from srt.layers.cpu.build import KernelsUnavailable, default_cache
 from srt.layers.cpu.kernels import load_kernels
+from srt.layers.moe.backends import Candidate, RunnerChoice, choose_runner
+from srt.layers.moe.placement import place
 from srt.layers.parameter import Parameters
+from srt.layers.quant.registry import format_of
 from srt.layers.toolkit import Toolkit
-from srt.models.contract import DraftModel
-from srt.models.registry import FAMILIES, Family
-from srt.weights.files import Combined, Picked, RandomWeights, Shards, Source
+from srt.models.registry import FAMILIES
+from srt.weights.files import RandomWeights, Source
 from srt.weights.load import LoadReport, load
+from srt.weights.rules import RuleBook
+from srt.worker.drafting import build_draft, build_proposer, checkpoint_source, with_draft_layers
 from srt.worker.kv_pool import allocate_kv, kv_bytes
-from srt.worker.mtp import WindowProposer
-from srt.worker.proposer import NgramProposer, NoGuesses, Proposer
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
 
@@ -41,12 +43,9 @@ ATTENTION: Final = {
     "reference": "srt.layers.attention.reference:ReferenceAttention",
     "native": "srt.layers.cpu.attention:CpuAttention",
 }
-EXPERTS: Final = {
-    "reference": "srt.layers.moe.reference:ReferenceExperts",
-    "native": "srt.layers.cpu.experts:CpuExperts",
-}
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+KV_DTYPES: Final = {**DTYPES, "fp8_e4m3": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True)
@@ -118,101 +117,125 @@ def start(
     dtype = DTYPES.get(plan.dtype)
     if dtype is None:
         raise StartupError(f"dtype {plan.dtype} is not supported, choose one of {', '.join(DTYPES)}")
-    config, drafting = read_config(Path(plan.model.path)), plan.drafting
+    path = Path(plan.model.path)
+    config, drafting = with_draft_layers(read_config(path), plan), plan.drafting
+    formats = announced_formats(config) if plan.server.load_format == "dummy" else expert_formats(path, config)
     group = join_group(rank, plan.server.tp_size, rundir)
     picks = picks or pick_backends(plan.device.device, dtype, plan.worker_threads)
-    # Native kernels bring their own threads; waking torch's for its few small calls would cost more than it saves.
-    torch.set_num_threads(1 if picks.ops.key == "native" else plan.worker_threads)
+    if plan.kv_dtype == "fp8_e4m3" and picks.attention.key == "native":
+        picks = replace(picks, attention=Pick("reference", "the native kernels have no FP8 KV"))
     with torch.inference_mode(), torch.device(plan.device.device):
-        tools = _toolkit(picks, plan, group, dtype)
         family = FAMILIES[config.model_type]
         try:
+            experts = _runners(config, formats, plan, group, picks.experts)
+            # Native kernels bring their own threads; waking torch's for few small calls would cost more than it saves.
+            native = {picks.attention.key, picks.ops.key, *(choice.name for choice in experts.values())} == {"native"}
+            torch.set_num_threads(1 if native else plan.worker_threads)
+            tools = _toolkit(picks, plan, group, experts)
             model = family.build(config, tools)
-            draft = family.build_draft(config, drafting.modules, model.embedding, tools) if drafting.modules else None
+            draft = build_draft(plan, config, family, model, tools)
         except ValueError as error:
             raise StartupError(f"--tp-size {group.size} does not fit the model: {error}") from error
-        parameters = model.parameters() | ({} if draft is None else draft.parameters())
         began = time.perf_counter()
-        report = load_weights(config, family, parameters, plan, progress)
+        parameters = model.parameters() | ({} if draft is None else draft.parameters())
+        report = load_weights(family.rules(config, formats, drafting.modules), parameters, plan, progress)
         loaded_s = time.perf_counter() - began
-        kv = allocate_kv(plan.groups, plan.page_size, group.size, dtype)
-        rows = Rows(
-            len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, drafting.drafts
-        )
+        kv = allocate_kv(plan.groups, plan.page_size, group.size, KV_DTYPES[plan.kv_dtype])
+        rows = Rows(len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, drafting.drafts)
         main, drafts = kv[: config.text.main_layers], kv[config.text.main_layers :]
-        proposer = _proposer(plan, config, rows, tools, draft, drafts)
+        proposer = build_proposer(plan, rows, tools, draft, drafts)
     facts = {kind: f"{pick.key} ({pick.reason})" for kind, pick in _named(picks)}
+    facts |= _expert_facts(experts, formats)
     facts |= {
         "threads": str(plan.worker_threads),
         "weights": f"{_loaded(report)} in {loaded_s:.1f} s",
-        "kv memory": f"{kv_bytes(kv) / 2**20:.1f} MiB",
+        "kv memory": f"{kv_bytes(kv) / 2**20:.1f} MiB in {plan.kv_dtype}{_kv_scales(plan, parameters)}",
     }
     return Started(Runner(model, main, rows, tools.ops, proposer), facts)
 
 
 def load_weights(
-    config: Step3p7Config,
-    family: Family,
-    parameters: Parameters,
-    plan: RuntimePlan,
-    progress: Callable[[int, int], None],
+    book: RuleBook, parameters: Parameters, plan: RuntimePlan, progress: Callable[[int, int], None]
 ) -> LoadReport:
     """Fill the parameters from the checkpoint, or with seeded random values.
 
     Raises: StartupError that lists everything that does not fit.
     """
-    drafting = plan.drafting
-    book = family.rules(config, drafting.modules)
     source: Source
     if plan.server.load_format == "dummy":
         source = RandomWeights(parameters, book, plan.random_seed)
-    elif drafting.modules and drafting.weights_path != plan.model.path:
-        main = config.text.main_layers
-        source = Combined(
-            Picked(Shards(Path(plan.model.path)), lambda name: part_of(name, main) != "mtp"),
-            Picked(Shards(Path(drafting.weights_path)), lambda name: part_of(name, main) == "mtp"),
-        )
     else:
-        source = Shards(Path(plan.model.path))
+        source = checkpoint_source(plan)
     return load(parameters, book, source, progress)
 
 
-def _proposer(
-    plan: RuntimePlan,
-    config: Step3p7Config,
-    rows: Rows,
-    tools: Toolkit,
-    draft: DraftModel | None,
-    kv: Sequence[KVLayer],
-) -> Proposer:
-    """What guesses ahead, as the plan says."""
-    match plan.drafting.algorithm:
-        case "off":
-            return NoGuesses()
-        case "ngram":
-            return NgramProposer(rows, plan.drafting.drafts)
-        case "mtp":
-            assert draft is not None, "a plan with draft modules has a model of them"
-            size = plan.max_running_requests, config.text.hidden_size
-            return WindowProposer(draft, kv, rows, tools.ops, size, tools.dtype)
-        case _ as unknown:
-            assert_never(unknown)
+def _runners(
+    config: Step3p7Config, formats: Mapping[int, str], plan: RuntimePlan, group: TensorGroup, pick: Pick
+) -> dict[int, RunnerChoice]:
+    """A runner for each layer with routed experts; layers of one format and clamp share one.
+
+    Raises: ValueError if experts do not divide over the ranks as asked.
+    """
+    text, asked = config.text, plan.server.moe_runner_backend
+    candidates = [Candidate(pick.key, pick.reason, pick.arguments), Candidate("reference", "runs everywhere")]
+    if asked == "reference":
+        candidates = [Candidate(asked, "as asked")]
+    chosen: dict[tuple[str, float | None], RunnerChoice] = {}
+    runners = {}
+    for layer in text.layers:
+        if layer.routed and text.moe is not None:
+            key = formats[layer.index], layer.limit
+            if key not in chosen:
+                weights = format_of(key[0], DTYPES[plan.dtype])
+                share = place(group, plan.server.ep_size, text.moe, weights)
+                chosen[key] = choose_runner(candidates, weights, share, text.hidden_size, layer.limit)
+            runners[layer.index] = chosen[key]
+    return runners
 
 
-def _toolkit(picks: Picks, plan: RuntimePlan, group: TensorGroup, dtype: torch.dtype) -> Toolkit:
+def _expert_facts(experts: Mapping[int, RunnerChoice], formats: Mapping[int, str]) -> dict[str, str]:
+    """Lines of the start-up table: which layers run their experts how, and why."""
+    lines: dict[str, list[int]] = {}
+    for layer, choice in experts.items():
+        lines.setdefault(f"{choice.name}, weights {formats[layer]} ({choice.reason})", []).append(layer)
+    if len(lines) == 1:
+        return {"experts": next(iter(lines))}
+    return {f"experts of {_spans(layers)}": line for line, layers in lines.items()}
+
+
+def _spans(layers: Sequence[int]) -> str:
+    """ "layers 3-42"."""
+    first, last = layers[0], layers[-1]
+    dense = list(layers) == list(range(first, last + 1))
+    return f"layers {first}-{last}" if dense else f"layers {', '.join(map(str, layers))}"
+
+
+def _kv_scales(plan: RuntimePlan, parameters: Parameters) -> str:
+    """What stored keys and values are multiplied with; only said where they are codes."""
+    if plan.kv_dtype != "fp8_e4m3":
+        return ""
+    scales = [name for name in parameters if name.endswith((".k_scale", ".v_scale"))]
+    found = sum(parameters[name].missing("") == [] for name in scales)
+    if found == len(scales):
+        return ", scales from the checkpoint"
+    return f", {found} of {len(scales)} scales from the checkpoint, 1.0 for the others"
+
+
+def _toolkit(picks: Picks, plan: RuntimePlan, group: TensorGroup, experts: Mapping[int, RunnerChoice]) -> Toolkit:
     return Toolkit(
         ops=build(OPS, picks.ops),
         linear=build(LINEAR, picks.linear),
         attention=build(ATTENTION, picks.attention),
-        experts=build(EXPERTS, picks.experts),
+        experts={layer: choice.runner for layer, choice in experts.items()},
+        ep_size=plan.server.ep_size,
         group=group,
-        dtype=dtype,
+        dtype=DTYPES[plan.dtype],
         positions=plan.context_length + 1,
     )
 
 
 def _named(picks: Picks) -> list[tuple[str, Pick]]:
-    return [("ops", picks.ops), ("linear", picks.linear), ("attention", picks.attention), ("experts", picks.experts)]
+    return [("ops", picks.ops), ("linear", picks.linear), ("attention", picks.attention)]
 
 
 def _loaded(report: LoadReport) -> str:

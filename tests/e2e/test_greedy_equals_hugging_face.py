@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.server import Server
-from tests.support.workload import HuggingFace, generate_all, mixed_requests
+from tests.support.workload import HuggingFace, generate_all, long_answers, mixed_requests
 
 REQUESTS = mixed_requests(200, vocab=4096, seed=20)
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "defaults": (),
     "without the radix cache": ("--disable-radix-cache",),
-    "with too little memory": ("--max-total-tokens", "4096"),
+    "with too little memory": ("--max-total-tokens", "3072"),
     "without overlap": ("--disable-overlap-schedule",),
     "with pages of one token": ("--page-size", "1"),
     "with small chunks and big pages": ("--chunked-prefill-size", "64", "--page-size", "64"),
@@ -36,6 +36,8 @@ def test_200_greedy_requests_equal_hugging_face(
     verdicts: dict[tuple[tuple[int, ...], tuple[int, ...]], str | None],
 ) -> None:
     requests = REQUESTS if setting != "with two ranks" else REQUESTS[:60]
+    if setting == "with too little memory":
+        requests = long_answers(60, vocab=4096, seed=21) + requests
     with Server("--model-path", str(nano), "--dtype", "float32", *SETTINGS[setting]) as server:
         answers = generate_all(server, requests)
         retracted = server.metric("num_retracted_requests_total")

@@ -125,7 +125,7 @@ class FakeWorker:
         for index, count, emits, guesses in zip(plan.rows, plan.counts, plan.emits, drafts, strict=True):
             row = self.rows[index]
             assert row.computed + count <= len(row.tokens), "a row computes tokens that it does not know"
-            start = row.computed
+            before = row.computed
             values = self._compute(row, count, guesses)
             if emits:
                 assert row.computed == len(row.tokens), "a row emits before it has computed all it knows"
@@ -135,7 +135,7 @@ class FakeWorker:
                 sampled += kept
                 counts.append(len(kept))
             if self.modules:
-                self._draft(row, start)
+                self._draft(row, before)
         drafted = [guesses for guesses, emits in zip(drafts, plan.emits, strict=True) if emits] if plan.drafts else []
         return StepResult(plan.step, sampled, counts, elapsed_us=1, drafted=drafted)
 

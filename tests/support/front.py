@@ -40,6 +40,7 @@ def make_plan(model: Path, port: int, *, vocab_size: int, context_length: int = 
         ),
         device=DeviceFacts("cpu", "test", 1 << 30, 2),
         dtype="float32",
+        kv_dtype="float32",
         page_size=16,
         context_length=context_length,
         max_total_tokens=1000,

@@ -38,7 +38,7 @@ def runtime_plan(
         watchdog_timeout=watchdog_s,
     )
     facts = ModelFacts("none", "None", "none", 48, context, None, (), (), {})
-    groups = (
+    groups: tuple[GroupPlan, ...] = (
         GroupPlan("full", (0,), None, 1, 1, full_pages, 1),
         GroupPlan("sliding", (1,), window, 1, 1, sliding_pages, 1),
     )
@@ -50,6 +50,7 @@ def runtime_plan(
         model=facts,
         device=DeviceFacts("cpu", "none", 1, 1),
         dtype="float32",
+        kv_dtype="float32",
         page_size=page_size,
         context_length=context,
         max_total_tokens=full_pages * page_size,

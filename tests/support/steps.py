@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from srt.configs.drafting import kv_groups
 from srt.configs.models import read_facts
 from srt.configs.plan import DeviceFacts, DraftTraits, GroupPlan, RuntimePlan
-from srt.configs.resolve import kv_groups
 from srt.configs.server import ServerConfig
 from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.parameter import Parameters
@@ -35,6 +35,8 @@ def plan_for(
     tp_size: int = 1,
     context_length: int = 1024,
     load_format: str = "auto",
+    kv_dtype: str = "",
+    ep_size: int = 1,
     drafting: DraftTraits = NO_DRAFTS,
 ) -> RuntimePlan:
     """A runtime plan with `pages` pages in each KV group."""
@@ -48,10 +50,11 @@ def plan_for(
         geometry = (group.name, group.layers, group.window, group.kv_heads, group.head_dim)
         groups.append(GroupPlan(*geometry, pages, page_bytes))
     return RuntimePlan(
-        server=ServerConfig(model_path=str(checkpoint), tp_size=tp_size, load_format=load_format),
+        server=ServerConfig(model_path=str(checkpoint), tp_size=tp_size, ep_size=ep_size, load_format=load_format),
         model=facts,
         device=DeviceFacts("cpu", "cpu", 0, 2),
         dtype=dtype,
+        kv_dtype=kv_dtype or dtype,
         page_size=page_size,
         context_length=context_length,
         max_total_tokens=pages * page_size,

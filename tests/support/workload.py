@@ -44,6 +44,16 @@ def mixed_requests(count: int, vocab: int, seed: int, longest: int = 2000) -> li
     return requests
 
 
+def long_answers(count: int, vocab: int, seed: int) -> list[Request]:
+    """Short prompts whose answers outgrow what a small pool was expected to need: they force retractions."""
+    rng = random.Random(seed)
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(16, vocab - 32) for _ in range(n))
+
+    return [Request(ids(rng.randint(1, 200)), rng.choice((60, 120, 240))) for _ in range(count)]
+
+
 def generate(server: Server, request: Request, **sampling: Any) -> dict[str, Any]:
     """One native request, greedy unless told otherwise; returns the response object."""
     params = {"temperature": 0, "max_new_tokens": request.new_tokens, "ignore_eos": True, **sampling}

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from srt.configs.census import PLAIN
 from srt.configs.models import read_config
 from srt.distributed import TensorGroup
 from srt.errors import StartupError
@@ -21,17 +22,20 @@ from srt.layers.attention.reference import ReferenceAttention
 from srt.layers.linear import PlainLinear
 from srt.layers.moe.reference import ReferenceExperts
 from srt.layers.ops import TorchOps
+from srt.layers.quant.plain import Plain
 from srt.layers.toolkit import Toolkit
 from srt.models.step3p7_text import Step3p7Text
 from srt.models.step3p7_weights import step3p7_rules
-from srt.weights.files import Item, RandomWeights, Shards
+from srt.weights.files import Item, Listed, RandomWeights, Shards
 from srt.weights.load import LoadReport, load
 from srt.weights.rules import Rule, RuleBook
 from tests.support.checkpoints import PRESETS, text_shapes, vision_shapes, write_checkpoint
 from tests.support.steps import Steps, plan_for, random_ids
 
+PLAIN_LAYERS = dict.fromkeys(range(5), PLAIN)
+EXPERTS = dict.fromkeys(range(5), ReferenceExperts(Plain(torch.float32)))
 TOOLS = Toolkit(
-    ops=TorchOps(), linear=PlainLinear(), attention=ReferenceAttention(), experts=ReferenceExperts(),
+    ops=TorchOps(), linear=PlainLinear(), attention=ReferenceAttention(), experts=EXPERTS,
     group=TensorGroup(), dtype=torch.float32, positions=8,
 )  # fmt: skip
 HF_NAMES = {
@@ -48,8 +52,8 @@ class InMemory:
     def __init__(self, tensors: list[tuple[str, Tensor]]) -> None:
         self._tensors = tensors
 
-    def names(self) -> list[tuple[str, int]]:
-        return [(name, tensor.nbytes) for name, tensor in self._tensors]
+    def names(self) -> list[Listed]:
+        return [Listed(name, tuple(tensor.shape), tensor.dtype, tensor.nbytes) for name, tensor in self._tensors]
 
     def items(self) -> Iterator[Item]:
         for name, tensor in self._tensors:
@@ -67,16 +71,16 @@ def tensors(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def load_tiny(checkpoint: Path, tensors: list[tuple[str, Tensor]]) -> LoadReport:
-    config = read_config(checkpoint).text
-    model = Step3p7Text(config, TOOLS)
-    return load(model.parameters(), step3p7_rules(config), InMemory(tensors), lambda done, total: None)
+    config = read_config(checkpoint)
+    model = Step3p7Text(config.text, TOOLS)
+    return load(model.parameters(), step3p7_rules(config, PLAIN_LAYERS), InMemory(tensors), lambda done, total: None)
 
 
 def test_all_parts_are_counted_and_only_text_is_read(checkpoint: Path) -> None:
-    config = read_config(checkpoint).text
+    config = read_config(checkpoint)
     calls: list[tuple[int, int]] = []
-    model = Step3p7Text(config, TOOLS)
-    report = load(model.parameters(), step3p7_rules(config), Shards(checkpoint), lambda *at: calls.append(at))
+    model, book = Step3p7Text(config.text, TOOLS), step3p7_rules(config, PLAIN_LAYERS)
+    report = load(model.parameters(), book, Shards(checkpoint), lambda *at: calls.append(at))
     geometry = PRESETS["tiny"]
     text = len(text_shapes(replace(geometry, mtp=0)))
     mtp = len(text_shapes(geometry)) - text
@@ -134,16 +138,16 @@ def test_a_tensor_in_two_spellings_is_there_twice(checkpoint: Path, tensors: dic
 
 
 def test_a_name_that_two_rules_claim_is_an_error(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
-    config = read_config(checkpoint).text
-    book = step3p7_rules(config)
+    config = read_config(checkpoint)
+    book = step3p7_rules(config, PLAIN_LAYERS)
     doubled = RuleBook([*book.rules, Rule("model.norm.{rest}", None, part="vision")], book.prefixes)
-    parameters = Step3p7Text(config, TOOLS).parameters()
+    parameters = Step3p7Text(config.text, TOOLS).parameters()
     with pytest.raises(StartupError, match=r"model\.norm\.weight is claimed by 2 rules: model\.norm\.weight, model"):
         load(parameters, doubled, InMemory(list(tensors.items())), lambda done, total: None)
 
 
 def test_every_published_name_is_claimed_by_exactly_one_rule(checkpoint: Path) -> None:
-    book = step3p7_rules(read_config(checkpoint).text)
+    book = step3p7_rules(read_config(checkpoint), PLAIN_LAYERS)
     for name in text_shapes(PRESETS["tiny"]) | vision_shapes(PRESETS["tiny"]):
         spellings = {name, *(name.replace(old, new) for old, new in HF_NAMES.items())}
         for spelling in spellings:
@@ -153,7 +157,7 @@ def test_every_published_name_is_claimed_by_exactly_one_rule(checkpoint: Path) -
 
 
 def test_mtp_tensors_in_the_spelling_of_transformers_are_claimed(checkpoint: Path) -> None:
-    book = step3p7_rules(read_config(checkpoint).text)
+    book = step3p7_rules(read_config(checkpoint), PLAIN_LAYERS)
     for name in ("shared_head.norm", "shared_head.head", "transformer.shared_head.output"):
         (claim,) = book.claims(f"model.layers.6.{name}.weight")
         assert (claim.rule.part, claim.target) == ("mtp", None)
@@ -171,9 +175,9 @@ def test_dummy_weights_fill_every_slot_and_follow_the_seed(checkpoint: Path, tmp
 
 
 def test_dummy_weights_need_no_weights_on_disk(checkpoint: Path, tmp_path: Path) -> None:
-    config = read_config(checkpoint).text
-    model = Step3p7Text(config, TOOLS)
-    book = step3p7_rules(config)
+    config = read_config(checkpoint)
+    model = Step3p7Text(config.text, TOOLS)
+    book = step3p7_rules(config, PLAIN_LAYERS)
     report = load(model.parameters(), book, RandomWeights(model.parameters(), book, 3), lambda done, total: None)
     assert set(report.tensors) == {"text"}
 
@@ -182,12 +186,12 @@ def test_memory_while_loading_stays_below_weights_plus_a_shard() -> None:
     script = """
 import resource, sys
 from pathlib import Path
-from tests.weights.test_load import TOOLS, Step3p7Text, read_config, step3p7_rules, Shards, load
+from tests.weights.test_load import PLAIN_LAYERS, TOOLS, Step3p7Text, read_config, step3p7_rules, Shards, load
 def high() -> int: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-config = read_config(Path(sys.argv[1])).text
+config = read_config(Path(sys.argv[1]))
 before = high()
-model = Step3p7Text(config, TOOLS)
-report = load(model.parameters(), step3p7_rules(config), Shards(Path(sys.argv[1])), lambda done, total: None)
+model, book = Step3p7Text(config.text, TOOLS), step3p7_rules(config, PLAIN_LAYERS)
+report = load(model.parameters(), book, Shards(Path(sys.argv[1])), lambda done, total: None)
 print(high() - before, report.bytes["text"])
 """
     with tempfile.TemporaryDirectory() as directory:

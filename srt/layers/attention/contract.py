@@ -6,12 +6,18 @@ stands beside D.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from srt.layers.batch import ForwardBatch, KVLayer
+
+
+def one() -> Tensor:
+    """A scale that changes nothing."""
+    return torch.ones(())
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,9 @@ class AttentionSpec:
     rope: Tensor
     """[positions, rotary_dim] float32: cosines, then sines."""
     eps: float
+    k_scale: Tensor = field(default_factory=one)
+    """[] float32: with KV memory in FP8, a stored key stands for code * k_scale. 1 where no checkpoint says so."""
+    v_scale: Tensor = field(default_factory=one)
 
 
 class AttentionBackend(Protocol):
@@ -48,6 +57,7 @@ class AttentionBackend(Protocol):
 
         Shapes: qkv [T, (Hq + 2 Hkv) * D], rows may be strided; q [T, Hq, D].
         q and k are normalised over D (float32, gain 1 + weight) before the first R dimensions are rotated.
+        KV memory of dtype float8_e4m3fn gets codes of k / k_scale and v / v_scale, saturated at 448.
         """
         ...
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
 from torch import Tensor
 
 from srt.configs.step3p7 import LayerConfig
@@ -9,7 +12,7 @@ from srt.layers.attention.contract import AttentionSpec
 from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.linear import column_linear, row_linear
 from srt.layers.norm import Norm
-from srt.layers.parameter import Parameters, nested
+from srt.layers.parameter import Parameter, Parameters, nested
 from srt.layers.toolkit import Toolkit
 
 
@@ -59,8 +62,15 @@ class Attention:
         return self._tools.group.all_reduce(self._output(heads))
 
     def parameters(self) -> Parameters:
-        """`inputs.weight` (pieces q, k, v, gates), `output.weight`, `q_norm.weight`, `k_norm.weight`."""
+        """`inputs.weight` (pieces q, k, v, gates), `output.weight`, `q_norm.weight`, `k_norm.weight`,
+        `k_scale`, `v_scale`."""
         named = nested("inputs", self._inputs.parameters()) | nested("output", self._output.parameters())
         for name, norm in self._norms.items():
             named |= nested(name, norm.parameters())
+        for name, scale in (("k_scale", self.spec.k_scale), ("v_scale", self.spec.v_scale)):
+            named[name] = Parameter((), torch.float32, partial(_set, scale))
         return named
+
+
+def _set(scale: Tensor, value: Tensor) -> None:
+    scale.copy_(value)

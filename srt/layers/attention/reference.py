@@ -9,6 +9,7 @@ from torch.nn import functional
 from srt.layers.attention.contract import AttentionSpec
 from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.ops import TorchOps
+from srt.layers.quant.codes import E4M3, encode_e4m3
 from srt.layers.rope import rotate
 
 
@@ -26,8 +27,8 @@ class ReferenceAttention:
         q = rotate(ops.rms_norm(q, spec.q_norm, eps).float(), rows).to(qkv.dtype)
         k = rotate(ops.rms_norm(k, spec.k_norm, eps).float(), rows).to(qkv.dtype)
         slots = batch.slots[spec.group]
-        kv.k.view(-1, spec.kv_heads, spec.head_dim)[slots] = k
-        kv.v.view(-1, spec.kv_heads, spec.head_dim)[slots] = v
+        _write(kv.k.view(-1, spec.kv_heads, spec.head_dim), slots, k, spec.k_scale)
+        _write(kv.v.view(-1, spec.kv_heads, spec.head_dim), slots, v, spec.v_scale)
         return q
 
     def attend(self, q: Tensor, gates: Tensor, spec: AttentionSpec, kv: KVLayer, batch: ForwardBatch) -> Tensor:
@@ -38,15 +39,28 @@ class ReferenceAttention:
             first = max(0, keys - (end - start) - spec.window + 1) if spec.window else 0
             table = batch.page_tables[spec.group][row]
             k, v = (_keys(memory, table, first, keys, batch.page_size) for memory in (kv.k, kv.v))
+            if kv.k.dtype == E4M3:
+                k, v = k * spec.k_scale, v * spec.v_scale
             out[start:end] = _attend_row(q[start:end], k, v, first, spec)
         gated = out * gates.sigmoid()[..., None]
         return gated.view(q.shape[0], -1)
 
 
+def _write(memory: Tensor, slots: Tensor, values: Tensor, scale: Tensor) -> None:
+    """Keys or values to their slots, as numbers or as codes, as the memory's dtype asks for."""
+    if memory.dtype == E4M3:
+        # An index does not write float8 on every device: the bytes travel as bytes.
+        memory.view(torch.uint8)[slots] = encode_e4m3(values.float() / scale).view(torch.uint8)
+    else:
+        memory[slots] = values
+
+
 def _keys(memory: Tensor, table: Tensor, first: int, end: int, page_size: int) -> Tensor:
     """Positions [first, end) of a row out of its pages: [end - first, Hkv, D] float32."""
     low = first // page_size
-    pages = memory[table[low : -(-end // page_size)].long()].flatten(0, 1)
+    wanted = table[low : -(-end // page_size)].long()
+    pages = memory.view(torch.uint8)[wanted].view(E4M3) if memory.dtype == E4M3 else memory[wanted]
+    pages = pages.flatten(0, 1)
     return pages[first - low * page_size : end - low * page_size].float()
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from srt.layers.cpu.kernels import CODES, Kernels, MoeCall
 from srt.layers.cpu.packing import pack_matrix
-from srt.layers.moe.contract import PackedExperts
+from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
 from srt.layers.ops import Choice
+from srt.layers.quant.contract import WEIGHT, WeightFormat
 
 PANEL_HALF = 16
 """Gate columns of a packed panel, beside as many up columns."""
@@ -20,50 +21,55 @@ PANEL_HALF = 16
 class CpuExperts:
     """`ExpertRunner` for float32 and bfloat16. A token's experts are summed in the order of their numbers."""
 
-    def __init__(self, kernels: Kernels) -> None:
+    width_multiple = 1
+
+    def __init__(self, weights: WeightFormat, kernels: Kernels) -> None:
         self._kernels = kernels
+        self.weights = weights
         self._moe = kernels["srt_moe"]
 
-    def pack(self, gate_up: Tensor, down: Tensor) -> PackedExperts:
-        experts, hidden, width = down.shape
-        assert gate_up.shape == (experts, 2 * width, hidden)
-        order = gate_up_order(experts, width)
-        return PackedExperts(
-            pack_matrix(self._kernels, gate_up.reshape(-1, hidden), order),
-            torch.cat([pack_matrix(self._kernels, one) for one in down.contiguous()]),
-            experts,
-            width,
-        )
+    def refuses(self, shape: ExpertShape) -> str | None:
+        if shape.elsewhere:
+            return "all experts of a layer must be on this rank"
+        grids = self.weights.grids()
+        return None if len(grids) == 1 and grids[WEIGHT].dtype in CODES else f"no kernels for {self.weights.name}"
 
-    def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts, limit: float | None) -> Tensor:
-        return self._run(hidden, choice, self._call(hidden, choice, experts, limit))
+    def pack(self, experts: StoredExperts, shape: ExpertShape) -> PackedExperts:
+        gate_up, down = experts.gate_up.weight, experts.down.weight
+        assert down.shape == (shape.experts, shape.hidden, shape.width)
+        assert gate_up.shape == (shape.experts, 2 * shape.width, shape.hidden)
+        order = gate_up_order(shape.experts, shape.width)
+        tensors = {
+            "gate_up": pack_matrix(self._kernels, gate_up.reshape(-1, shape.hidden), order),
+            "down": torch.cat([pack_matrix(self._kernels, one) for one in down.contiguous()]),
+        }
+        return PackedExperts(shape, tensors)
 
-    def run_with_shared(
-        self,
-        hidden: Tensor,
-        choice: Choice,
-        experts: PackedExperts,
-        limit: float | None,
-        shared: PackedExperts,
-        shared_limit: float | None,
-    ) -> Tensor:
-        call = self._call(hidden, choice, experts, limit)
-        call.shared_width = shared.width
-        call.shared_limit = math.inf if shared_limit is None else shared_limit
-        call.shared_gate_up, call.shared_down = shared.gate_up.data_ptr(), shared.down.data_ptr()
+    def pack_shared(self, shared: StoredExperts, shape: ExpertShape) -> PackedExperts:
+        return self.pack(shared, shape)
+
+    def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
+        return self._run(hidden, choice, self._call(hidden, choice, experts))
+
+    def run_with_shared(self, hidden: Tensor, choice: Choice, experts: PackedExperts, shared: PackedExperts) -> Tensor:
+        call = self._call(hidden, choice, experts)
+        call.shared_width = shared.shape.width
+        call.shared_limit = math.inf if shared.shape.limit is None else shared.shape.limit
+        call.shared_gate_up, call.shared_down = (shared.tensors[key].data_ptr() for key in ("gate_up", "down"))
         return self._run(hidden, choice, call)
 
-    def _call(self, hidden: Tensor, choice: Choice, experts: PackedExperts, limit: float | None) -> MoeCall:
-        assert hidden.dtype is experts.gate_up.dtype and hidden.stride(1) == 1
+    def _call(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> MoeCall:
+        shape, gate_up, down = experts.shape, experts.tensors["gate_up"], experts.tensors["down"]
+        assert hidden.dtype is gate_up.dtype and hidden.stride(1) == 1
         return MoeCall(
             CODES[hidden.dtype],
             hidden.shape[1],
-            experts.experts,
+            shape.experts,
             choice.ids.shape[1],
-            experts.width,
-            math.inf if limit is None else limit,
-            experts.gate_up.data_ptr(),
-            experts.down.data_ptr(),
+            shape.width,
+            math.inf if shape.limit is None else shape.limit,
+            gate_up.data_ptr(),
+            down.data_ptr(),
             0,
             math.inf,
             None,

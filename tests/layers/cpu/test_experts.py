@@ -7,7 +7,9 @@ from torch import Tensor
 from srt.layers.cpu.experts import CpuExperts
 from srt.layers.cpu.kernels import Kernels
 from srt.layers.ops import Choice
+from srt.layers.quant.plain import Plain
 from tests.layers.cpu.support import DTYPES, assert_close, gated, random
+from tests.support.experts import pack_plain
 
 
 def _choice(tokens: int, experts: int, top_k: int) -> Choice:
@@ -51,8 +53,8 @@ def test_experts_equal_the_sum_over_the_choice(
 ) -> None:
     gate_up, down = _weights(experts, width, hidden, dtype)
     x, choice = random(tokens, hidden, dtype=dtype), _choice(tokens, experts, top_k)
-    runner = CpuExperts(kernels)
-    result = runner.run(x, choice, runner.pack(gate_up, down), limit)
+    runner = CpuExperts(Plain(torch.float32), kernels)
+    result = runner.run(x, choice, pack_plain(runner, gate_up, down, limit))
     assert_close(result, _expected(x, choice, gate_up, down, limit))
 
 
@@ -64,9 +66,9 @@ def test_the_shared_expert_is_added_with_its_own_width_and_limit(
     gate_up, down = _weights(6, 24, 40, dtype)
     shared_gate_up, shared_down = _weights(1, shared_width, 40, dtype)
     x, choice = random(29, 40, dtype=dtype), _choice(29, 6, 2)
-    runner = CpuExperts(kernels)
-    packed, shared = runner.pack(gate_up, down), runner.pack(shared_gate_up, shared_down)
-    result = runner.run_with_shared(x, choice, packed, None, shared, 0.4)
+    runner = CpuExperts(Plain(torch.float32), kernels)
+    packed, shared = pack_plain(runner, gate_up, down), pack_plain(runner, shared_gate_up, shared_down, 0.4)
+    result = runner.run_with_shared(x, choice, packed, shared)
     expected = _expected(x, choice, gate_up, down, None) + _one(x, shared_gate_up[0], shared_down[0], 0.4)
     assert_close(result, expected)
 
@@ -75,8 +77,8 @@ def test_the_shared_expert_is_added_with_its_own_width_and_limit(
 def test_more_tokens_than_fit_one_round_are_all_there(kernels: Kernels, dtype: torch.dtype) -> None:
     gate_up, down = _weights(4, 16, 32, dtype)
     x, choice = random(5000, 32, dtype=dtype), _choice(5000, 4, 1)
-    runner = CpuExperts(kernels)
-    result = runner.run(x, choice, runner.pack(gate_up, down), None)
+    runner = CpuExperts(Plain(torch.float32), kernels)
+    result = runner.run(x, choice, pack_plain(runner, gate_up, down))
     outputs = torch.stack([_one(x, gate_up[e], down[e], None) for e in range(4)])
     expected = outputs[choice.ids[:, 0].long(), torch.arange(5000)] * choice.weights.double()
     assert_close(result, expected)
@@ -86,13 +88,13 @@ def test_more_tokens_than_fit_one_round_are_all_there(kernels: Kernels, dtype: t
 def test_a_token_alone_equals_the_token_in_any_batch(kernels: Kernels, dtype: torch.dtype) -> None:
     gate_up, down = _weights(8, 48, 96, dtype)
     x, choice = random(137, 96, dtype=dtype), _choice(137, 8, 3)
-    runner = CpuExperts(kernels)
-    packed = runner.pack(gate_up, down)
-    shared = runner.pack(*_weights(1, 48, 96, dtype))
-    whole = runner.run_with_shared(x, choice, packed, None, shared, None)
+    runner = CpuExperts(Plain(torch.float32), kernels)
+    packed = pack_plain(runner, gate_up, down)
+    shared = pack_plain(runner, *_weights(1, 48, 96, dtype))
+    whole = runner.run_with_shared(x, choice, packed, shared)
     for size in (1, 2, 5, 37, 100):
         pieces = zip(*(torch.split(t, size) for t in (x, choice.ids, choice.weights)), strict=True)
-        parts = [runner.run_with_shared(a, Choice(b, c), packed, None, shared, None) for a, b, c in pieces]
+        parts = [runner.run_with_shared(a, Choice(b, c), packed, shared) for a, b, c in pieces]
         assert torch.equal(torch.cat(parts), whole), f"batches of {size}"
 
 
@@ -100,14 +102,14 @@ def test_all_tokens_may_choose_the_same_expert(kernels: Kernels) -> None:
     gate_up, down = _weights(8, 16, 32, torch.float32)
     x = random(60, 32)
     choice = Choice(torch.full((60, 1), 5, dtype=torch.int32), torch.ones(60, 1))
-    runner = CpuExperts(kernels)
-    assert_close(runner.run(x, choice, runner.pack(gate_up, down), 7.0), _one(x, gate_up[5], down[5], 7.0))
+    runner = CpuExperts(Plain(torch.float32), kernels)
+    assert_close(runner.run(x, choice, pack_plain(runner, gate_up, down, 7.0)), _one(x, gate_up[5], down[5], 7.0))
 
 
 def test_a_view_with_strided_rows_is_read_right(kernels: Kernels) -> None:
     gate_up, down = _weights(4, 16, 31, torch.bfloat16)
     wide, choice = random(20, 64, dtype=torch.bfloat16), _choice(20, 4, 2)
-    runner = CpuExperts(kernels)
-    packed = runner.pack(gate_up, down)
+    runner = CpuExperts(Plain(torch.float32), kernels)
+    packed = pack_plain(runner, gate_up, down)
     view = wide[:, 3:34]
-    assert torch.equal(runner.run(view, choice, packed, None), runner.run(view.clone(), choice, packed, None))
+    assert torch.equal(runner.run(view, choice, packed), runner.run(view.clone(), choice, packed))

@@ -1,0 +1,1 @@
+"""Weight formats: how the bytes of a checkpoint become a matrix product."""
