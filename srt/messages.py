@@ -109,6 +109,8 @@ class Generate(Message, frozen=True):
     namespace: str = ""
     received_ns: int = 0
     """`time.monotonic_ns()` when the API process took the request."""
+    speculative: bool = True
+    """Guess ahead, where the server has a drafter. Never changes the answer."""
 
 
 class Cancel(Message, frozen=True):
@@ -162,6 +164,16 @@ class Timing(Message, frozen=True):
     total_s: float = 0.0
 
 
+class SpeculationCounts(Message, frozen=True):
+    """What guessing ahead came to: `steps` that checked guesses, guesses that were checked and that were right, and
+    how many steps had 0, 1, 2, .. right ones. Counted before an ending cuts tokens off."""
+
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    histogram: tuple[int, ...] = ()
+
+
 class Emission(Message, frozen=True):
     """New tokens of one request, its closing if `finish` is set."""
 
@@ -171,6 +183,8 @@ class Emission(Message, frozen=True):
     cached_tokens: int = 0
     retractions: int = 0
     timing: Timing | None = None
+    speculation: SpeculationCounts | None = None
+    """Of the request so far; None if it never had guesses to check."""
 
 
 class Emitted(Message, frozen=True):
@@ -190,6 +204,7 @@ class Delta(Message, frozen=True):
     retractions: int = 0
     finish: Finish | None = None
     timing: Timing | None = None
+    speculation: SpeculationCounts | None = None
 
 
 class Deltas(Message, frozen=True):
@@ -296,6 +311,7 @@ class SchedulerStats(Message, frozen=True):
     leaked_pages: int = 0
     gen_throughput: float = 0.0
     idle_s: float = 0.0
+    speculation: SpeculationCounts | None = None
 
 
 # --- the step protocol ----------------------------------------------------------------------------------

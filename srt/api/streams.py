@@ -56,7 +56,15 @@ class Streams:
             self._by_wire_id[wire_id] = stream
             self._register(ticket, name, [stream])
             self._tokenizer.send(
-                Generate(wire_id, prompt, sampling, request.stream, request.namespace, received_ns=received_ns)
+                Generate(
+                    wire_id,
+                    prompt,
+                    sampling,
+                    request.stream,
+                    request.namespace,
+                    received_ns=received_ns,
+                    speculative=request.speculative,
+                )
             )
         ticket.open_streams = len(ticket.streams)
         if request.batch:

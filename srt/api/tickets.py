@@ -13,7 +13,7 @@ from typing import Any
 
 from srt.api.schema import Request
 from srt.errors import ServingError
-from srt.messages import Delta, Finish, Timing
+from srt.messages import Delta, Finish, SpeculationCounts, Timing
 
 
 class ClientGone(Exception):
@@ -25,7 +25,7 @@ class Stream:
 
     __slots__ = (
         "arrived_at", "cached_tokens", "completion_tokens", "finish", "first_at", "index", "name", "pending_ids",
-        "pending_text", "prompt_tokens", "retractions", "ticket", "timing", "told", "wire_id",
+        "pending_text", "prompt_tokens", "retractions", "speculation", "ticket", "timing", "told", "wire_id",
     )  # fmt: skip
 
     def __init__(self, ticket: Ticket, index: int, name: str, wire_id: str) -> None:
@@ -39,6 +39,7 @@ class Stream:
         self.cached_tokens = 0
         self.completion_tokens = 0
         self.retractions = 0
+        self.speculation: SpeculationCounts | None = None
         self.finish: Finish | None = None
         self.timing: Timing | None = None
         self.told = False
@@ -55,6 +56,7 @@ class Stream:
         self.prompt_tokens = delta.prompt_tokens or self.prompt_tokens
         self.cached_tokens = delta.cached_tokens or self.cached_tokens
         self.retractions = max(self.retractions, delta.retractions)
+        self.speculation = delta.speculation or self.speculation
         self.finish = delta.finish
         self.timing = delta.timing
 

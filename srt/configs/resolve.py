@@ -81,7 +81,7 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
 
 def _mtp_bytes(model: ModelFacts, modules: int, dtype: str) -> int:
     """Bytes of so many draft modules in memory."""
-    stored = model.weight_bytes["mtp"] * modules // max(1, model.mtp_modules)
+    stored = model.weight_bytes.get("mtp", 0) * modules // max(1, model.mtp_modules)
     return stored * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
 
 

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Final
 
 from srt.cache.lease import Lease
-from srt.messages import Admit
+from srt.messages import Admit, SpeculationCounts
 
 
 class Phase(Enum):
@@ -86,6 +86,12 @@ class Speculation:
         self.accepted += accepted
         self.histogram.extend([0] * (accepted + 1 - len(self.histogram)))
         self.histogram[accepted] += 1
+
+    def counts(self) -> SpeculationCounts | None:
+        """For the wire; None if nothing was guessed."""
+        if not self.steps:
+            return None
+        return SpeculationCounts(self.steps, self.drafted, self.accepted, tuple(self.histogram))
 
 
 class Request:

@@ -74,6 +74,7 @@ class Reporter:
             leaked_pages=state.cache.leaked(),
             gen_throughput=self._rate,
             idle_s=self._idle_ns / 1e9,
+            speculation=totals.speculation.counts(),
         )
 
 

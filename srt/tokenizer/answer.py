@@ -70,6 +70,7 @@ class Answer:
             retractions=emission.retractions,
             finish=finish,
             timing=emission.timing,
+            speculation=emission.speculation,
         )
         self._pending_ids.clear()
         self._pending_text.clear()

@@ -132,7 +132,15 @@ class TokenizerProcess:
             prompt_tokens=prompt_tokens,
         )
         self.scheduler.send(
-            Admit(request.rid, packed, sampling, stop, namespace=request.namespace, received_ns=request.received_ns)
+            Admit(
+                request.rid,
+                packed,
+                sampling,
+                stop,
+                namespace=request.namespace,
+                received_ns=request.received_ns,
+                speculative=request.speculative,
+            )
         )
 
     def cancel(self, rid: str) -> None:
