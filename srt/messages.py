@@ -379,6 +379,8 @@ class StepResult(Message, frozen=True):
     token_counts: list[int]
     elapsed_us: int
     drafted: list[int] = []
+    guess_us: int = 0
+    """Part of `elapsed_us` that went into guesses for the next step."""
 
 
 class WorkerFault(Message, frozen=True):

@@ -38,7 +38,7 @@ def plan_step(state: SchedulerState, now_ns: int) -> StepPlan | None:
     """
     if len(state.flights) >= state.limits.steps_in_flight:
         return None
-    draft = Draft(state.limits.max_step_tokens, state.limits.drafts)
+    draft = Draft(state.limits.max_step_tokens, state.depth.depth(len(state.running)))
     wide = []
     for request in state.running[:]:
         row = request.row
@@ -202,7 +202,9 @@ def finish_plan(state: SchedulerState, draft: Draft) -> StepPlan:
     freed = [row for row in state.freed_rows if row not in started]
     state.freed_rows.clear()
     told = drafts if any(drafts) else []
-    return StepPlan(step, rows, counts, emits, starts, page_updates(state, draft), freed, told)
+    # Prompts are always shown to the drafter: whoever is to guess later must have seen them.
+    guess = state.depth.guesses(len(rows)) or max(counts) > 1
+    return StepPlan(step, rows, counts, emits, starts, page_updates(state, draft), freed, told, guess)
 
 
 def page_updates(state: SchedulerState, draft: Draft) -> list[PageUpdate]:

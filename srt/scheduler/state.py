@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from srt.cache.prefix import PrefixCache
 from srt.configs.plan import RuntimePlan
+from srt.scheduler.depth import DepthControl
 from srt.scheduler.queue import WaitingQueue, by_order
 from srt.scheduler.request import Request, Row, Speculation
 
@@ -24,7 +25,6 @@ class Limits(NamedTuple):
     chunked_prefill_size: int
     max_step_tokens: int
     steps_in_flight: int
-    drafts: int
 
 
 class Grant(NamedTuple):
@@ -42,6 +42,11 @@ class Flight(NamedTuple):
 
     step: int
     grants: list[Grant]
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it does nothing but one token, and guesses, for each row."""
+        return all(grant.tokens == 1 and grant.emits for grant in self.grants)
 
 
 @dataclass(slots=True)
@@ -79,6 +84,7 @@ class SchedulerState:
     rows: dict[int, Request] = field(default_factory=dict)
     freed_rows: list[int] = field(default_factory=list)
     flights: deque[Flight] = field(default_factory=deque)
+    depth: DepthControl = field(default_factory=lambda: DepthControl(0))
     totals: Totals = field(default_factory=Totals)
     arrivals: int = 0
     share: float = FIRST_SHARE
@@ -97,9 +103,9 @@ class SchedulerState:
             plan.chunked_prefill_size,
             plan.max_step_tokens,
             plan.steps_in_flight,
-            plan.drafting.drafts,
         )
-        return cls(limits, cache, WaitingQueue(plan.server.schedule_policy), deque(range(plan.max_running_requests)))
+        queue, rows = WaitingQueue(plan.server.schedule_policy), deque(range(plan.max_running_requests))
+        return cls(limits, cache, queue, rows, depth=DepthControl(plan.drafting.drafts))
 
     @property
     def draining(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from srt.errors import ProcessLost
 from srt.layers.batch import ForwardBatch, KVLayer
@@ -41,26 +42,32 @@ class Runner:
         with torch.inference_mode():
             self.rows.apply(plan)
             self.proposer.start(plan.starts)
-            outcome = self._compute(plan) if plan.rows else None
-        elapsed_us = (time.perf_counter_ns() - started) // 1_000
-        if outcome is None:
-            return StepResult(plan.step, [], [], elapsed_us)
+            if not plan.rows:
+                return StepResult(plan.step, [], [], _us_since(started))
+            outcome, hidden = self._compute(plan)
+            computed = time.perf_counter_ns()
+            if plan.guess:
+                self.proposer.propose(outcome, hidden)
+            else:
+                self.proposer.skip(outcome)
         drafted = outcome.step.drafts.tolist() if plan.drafts else []
-        return StepResult(plan.step, outcome.token_ids, outcome.token_counts, elapsed_us, drafted)
+        return StepResult(
+            plan.step, outcome.token_ids, outcome.token_counts, _us_since(started), drafted, _us_since(computed)
+        )
 
-    def _compute(self, plan: StepPlan) -> Outcome:
+    def _compute(self, plan: StepPlan) -> tuple[Outcome, Tensor]:
         step = self.rows.begin(plan)
         hidden = self.model.forward(step.batch, self.kv)
         sampled = np.empty(0, np.int64)
         if len(step.emitting):
             logits = self.model.logits(_wanted(hidden, step.batch))
             sampled = sample(logits, self.rows.sampling(step), self.ops).numpy()
-        outcome = self.rows.end(step, sampled)
-        if plan.guess:
-            self.proposer.propose(outcome, hidden)
-        else:
-            self.proposer.skip(outcome)
-        return outcome
+        return self.rows.end(step, sampled), hidden
+
+
+def _us_since(begun_ns: int) -> int:
+    """Microseconds since a reading of the clock."""
+    return (time.perf_counter_ns() - begun_ns) // 1_000
 
 
 def _wanted(hidden: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
