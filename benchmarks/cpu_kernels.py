@@ -31,8 +31,10 @@ from srt.layers.cpu.kernels import Kernels, load_kernels
 from srt.layers.cpu.linear import CpuLinear
 from srt.layers.cpu.ops import CpuOps
 from srt.layers.linear import OneDnnLinear, PlainLinear
+from srt.layers.moe.contract import ExpertShape, StoredExperts
 from srt.layers.moe.reference import ReferenceExperts
 from srt.layers.ops import Choice, TorchOps
+from srt.layers.quant.plain import Plain
 
 HIDDEN, EXPERTS, CHOSEN, WIDTH = 512, 32, 4, 192
 LINEARS = {"inputs, 8 heads": (1032, 512), "inputs, 12 heads": (1292, 512), "output": (512, 768)} | {
@@ -93,23 +95,29 @@ def linear_calls(kernels: Kernels, rows: int) -> Iterator[tuple[str, Callable[[]
         )
 
 
+def random_experts(count: int) -> StoredExperts:
+    """Weights of `count` experts, as a checkpoint stores them."""
+    plain = Plain()
+    gate_up, down = random(count, 2 * WIDTH, HIDDEN) * 0.05, random(count, HIDDEN, WIDTH) * 0.05
+    return StoredExperts(plain.pack(gate_up), plain.pack(down))
+
+
 def expert_calls(kernels: Kernels, rows: int) -> Iterator[tuple[str, Callable[[], object], Callable[[], object]]]:
-    native, reference = CpuExperts(kernels), ReferenceExperts()
+    native, reference = CpuExperts(Plain(), kernels), ReferenceExperts(Plain())
+    shape, shared_shape = ExpertShape(EXPERTS, HIDDEN, WIDTH, None), ExpertShape(1, HIDDEN, WIDTH, None)
     layer = EXPERTS * 3 * WIDTH * HIDDEN * 2
-    pairs = [
-        (random(EXPERTS, 2 * WIDTH, HIDDEN) * 0.05, random(EXPERTS, HIDDEN, WIDTH) * 0.05)
-        for _ in range(copies_of(layer))
-    ]
+    layers = [random_experts(EXPERTS) for _ in range(copies_of(layer))]
     x = random(rows, HIDDEN)
     ids = torch.stack([torch.randperm(EXPERTS)[:CHOSEN] for _ in range(rows)]).to(torch.int32)
     choice = Choice(ids, torch.rand(rows, CHOSEN))
-    one = pairs[0][0][:1], pairs[0][1][:1]
-    ours, theirs = cycle([native.pack(*pair) for pair in pairs]), cycle([reference.pack(*pair) for pair in pairs])
-    our_shared, their_shared = native.pack(*one), reference.pack(*one)
+    ours = cycle([native.pack(experts, shape) for experts in layers])
+    theirs = cycle([reference.pack(experts, shape) for experts in layers])
+    shared = random_experts(1)
+    our_shared, their_shared = native.pack_shared(shared, shared_shape), reference.pack_shared(shared, shared_shape)
     yield (
         "experts + shared",
-        lambda: native.run_with_shared(x, choice, next(ours), None, our_shared, None),
-        lambda: reference.run_with_shared(x, choice, next(theirs), None, their_shared, None),
+        lambda: native.run_with_shared(x, choice, next(ours), our_shared),
+        lambda: reference.run_with_shared(x, choice, next(theirs), their_shared),
     )
 
 

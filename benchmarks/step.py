@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.report import append, context, spread, table
 from srt.configs.device import read_device
-from srt.configs.models import read_facts
+from srt.configs.models import checkpoint_directory, read_facts
 from srt.configs.plan import RuntimePlan
 from srt.configs.resolve import resolve
 from srt.configs.server import ServerConfig
@@ -117,7 +117,7 @@ def main() -> int:
         model_path=args.model_path, dtype=args.dtype, load_format=args.load_format,
         max_running_requests=max(args.batch, default=1),
     )  # fmt: skip
-    plan = resolve(server, read_facts(Path(args.model_path)), read_device("cpu"))
+    plan = resolve(server, read_facts(checkpoint_directory(args.model_path)), read_device("cpu"))
     with tempfile.TemporaryDirectory() as rundir:
         started = start(plan, Path(rundir), 0, lambda done, total: None)
     result = measure(Engine(plan, started.runner, args.seed), args)

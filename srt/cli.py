@@ -14,8 +14,9 @@ from srt.configs.arguments import parse_launch
 from srt.errors import StartupError
 
 USAGE = """\
-usage: server launch --model-path DIR [options]   serve a checkpoint over HTTP
-       server launch --help                       all options, with examples
+usage: server launch [--model-path DIR] [options]   serve a checkpoint, or the built-in model, over HTTP
+       server launch --help                         all options, with examples
+       server eval [--url URL] [options]            ask a running server the tasks of the built-in model
        server convert --model-path IN --output OUT --format fp8|nvfp4|bf16
        server convert --help
        server --version
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0
             case ["launch", *options]:
                 return _launch(options)
+            case ["eval", *options]:
+                return _evaluate(options)
             case ["convert", *options]:
                 return _convert(options)
             case [word, *_]:
@@ -63,6 +66,12 @@ def _launch(options: Sequence[str]) -> int:
     from srt.launch.start import launch  # here: a wrong option is answered before sockets are imported
 
     return launch(request, environment)
+
+
+def _evaluate(options: Sequence[str]) -> int:
+    from srt.evaluation.command import run  # here: a server has no use for it
+
+    return run(options, os.environ.get("SRT_API_KEY"))
 
 
 if __name__ == "__main__":

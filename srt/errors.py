@@ -29,6 +29,7 @@ class ErrorCode(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    HEAD_TOO_LARGE = "header_fields_too_large"
     OVERLOADED = "queue_full"
     NOT_READY = "not_ready"
     TIMEOUT = "timeout"
@@ -51,6 +52,7 @@ STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.BODY_TOO_LARGE: 413,
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: 415,
     ErrorCode.OVERLOADED: 429,
+    ErrorCode.HEAD_TOO_LARGE: 431,
     ErrorCode.ABORTED: 499,
     ErrorCode.INTERNAL: 500,
     ErrorCode.NOT_READY: 503,

@@ -11,7 +11,7 @@ participles. Long id lists travel as little-endian int32 bytes: a 32k prompt dec
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -294,8 +294,17 @@ class GroupUsage(Message, frozen=True):
     evictable_tokens: int
 
 
+CANCEL_TO_FREE_BOUNDS_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+"""Upper bounds of the buckets in which the scheduler counts how long cancelled requests kept their pages."""
+
+
 class SchedulerStats(Message, frozen=True):
-    """The scheduler's gauges and totals, sent when they changed and the last report is old enough."""
+    """The scheduler's gauges and totals, sent when they changed and the last report is old enough.
+
+    `cancel_to_free_counts`: cancelled requests by the time until their pages were free, one bucket for each of
+    `CANCEL_TO_FREE_BOUNDS_S` and one for what took longer; `cancel_to_free_s` is the sum of those times.
+    `new_token_ratio`: share of its limit of new tokens that a request is expected to use.
+    """
 
     running: int
     queued: int
@@ -312,6 +321,10 @@ class SchedulerStats(Message, frozen=True):
     gen_throughput: float = 0.0
     idle_s: float = 0.0
     speculation: SpeculationCounts | None = None
+    retracted_waiting: int = 0
+    new_token_ratio: float = 0.0
+    cancel_to_free_counts: tuple[int, ...] = ()
+    cancel_to_free_s: float = 0.0
 
 
 # --- the step protocol ----------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ def test_without_words_it_says_what_it_can_do() -> None:
     done = server()
     assert done.returncode == 0
     assert "server launch" in done.stdout
+    assert "server eval" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,8 @@ def test_without_words_it_says_what_it_can_do() -> None:
         (["lunch"], "unknown command 'lunch'"),
         (["launch", "--prot", "1"], "unknown option --prot; did you mean --port"),
         (["launch", "--model-path", "nowhere"], "--model-path is nowhere; there is no such directory"),
+        (["launch", "--model-path", "builtin:huge"], "no such directory; built in: builtin:tiny"),
+        (["eval", "--cuont", "3"], "--cuont"),
         (["launch", "--model-path", ".", "--device", "cuda"], "CUDA path arrives with a later version"),
         (["launch", "--model-path", ".", "--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
     ],

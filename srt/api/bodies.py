@@ -207,7 +207,7 @@ class Parser:
         except msgspec.ValidationError:
             pass
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise malformed(raw) from error
+            raise malformed(raw, error) from error
         document = _json_object(raw)
         notices: list[Notice] = []
         document = _sift(self._kind, document, "", notices)
@@ -240,7 +240,7 @@ def _json_object(raw: bytes) -> dict[str, Any]:
     try:
         document = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise malformed(raw) from error
+        raise malformed(raw, error) from error
     match document:
         case dict():
             return document
@@ -282,13 +282,17 @@ def _sift_nested(kind: Body, value: Any, path: str, notices: list[Notice]) -> An
             return value
 
 
-def malformed(raw: bytes) -> ServingError:
-    """Why these bytes are no JSON, with the place."""
+def malformed(raw: bytes, error: Exception) -> ServingError:
+    """Why these bytes are no JSON, with the place where `orjson` finds one."""
+    match error:
+        case RecursionError():
+            reason = "it is nested too deeply"
+        case _:
+            reason = "a number is out of range"
     try:
         orjson.loads(raw)
-        reason = "a number is out of range"
-    except orjson.JSONDecodeError as error:
-        reason = str(error)
+    except orjson.JSONDecodeError as found:
+        reason = str(found)
     return ServingError(ErrorCode.INVALID_REQUEST, f"the body is not valid JSON: {reason}")
 
 

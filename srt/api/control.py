@@ -12,7 +12,7 @@ import msgspec
 
 from srt import __version__
 from srt.api.auth import Access, Doorkeeper
-from srt.api.bodies import AbortBody, DetokenizeBody, Parser, TokenizeBody, shown
+from srt.api.bodies import NO_VALUE, AbortBody, DetokenizeBody, Parser, TokenizeBody, shown
 from srt.api.fields import Body
 from srt.api.http import Exchange
 from srt.api.metrics import CONTENT_TYPE, Exposition
@@ -203,6 +203,10 @@ class Tokens:
         if (body.prompt is None) != has_messages:
             found = "both" if has_messages else "neither"
             raise invalid(f"exactly one of 'prompt' and 'messages' is required, got {found}", "prompt")
+        for name, value in _of_the_other_form(body, has_messages):
+            if value is not None and value != NO_VALUE:
+                forms = ("prompt", "messages") if has_messages else ("messages", "prompt")
+                raise invalid(f"'{name}' goes with '{forms[0]}', not with '{forms[1]}'", name)
         if has_messages:
             return [chat_prompt(body)]
         special = body.add_special_tokens is not False
@@ -227,6 +231,20 @@ class Tokens:
         if notices:
             answer["warnings"] = [notice.text for notice in notices]
         await exchange.respond_json(answer)
+
+
+def _of_the_other_form(body: TokenizeBody, has_messages: bool) -> list[tuple[str, object]]:
+    """Fields that say nothing about what is to be tokenized, with their values."""
+    if has_messages:
+        return [("add_special_tokens", body.add_special_tokens or None)]
+    return [
+        ("tools", body.tools),
+        ("tool_choice", body.tool_choice),
+        ("reasoning_effort", body.reasoning_effort),
+        ("chat_template_kwargs", body.chat_template_kwargs),
+        ("add_generation_prompt", body.add_generation_prompt),
+        ("continue_final_message", body.continue_final_message),
+    ]
 
 
 class Administration:

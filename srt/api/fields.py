@@ -81,7 +81,11 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("echo", "p", "begin the answer with the prompt"),
     # --- sampling
     _honoured("sampling_params", "g", "an object, or a list of objects, one for each prompt"),
-    _honoured("max_new_tokens", "s", "most tokens of the answer; default 128, or what the context leaves"),
+    _honoured(
+        "max_new_tokens",
+        "s",
+        "most tokens of the answer; default 128, or what the context leaves; 0 only computes the prompt",
+    ),
     _honoured("max_tokens", "pc", "the same; default 16 for completions, all that the context leaves for chat"),
     _honoured("max_completion_tokens", "c", "the same; wins over max_tokens"),
     _honoured("min_new_tokens", "s", "end and stop ids cannot be drawn before so many tokens"),

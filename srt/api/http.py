@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from srt.api.tickets import Stream, Ticket
+from srt.api.tickets import ClientGone, Stream, Ticket
 from srt.errors import ErrorCode, ServingError
 
 Scope = MutableMapping[str, Any]
@@ -32,7 +32,8 @@ LINGER_S: Final = 2.0
 TYPES: Final = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     405: "invalid_request_error", 408: "timeout", 413: "request_too_large", 415: "invalid_request_error",
-    429: "rate_limit_error", 499: "client_closed_request", 500: "api_error", 503: "overloaded_error",
+    429: "rate_limit_error", 431: "request_too_large", 499: "client_closed_request", 500: "api_error",
+    503: "overloaded_error",
 }  # fmt: skip
 """The `type` of an error body, by status."""
 
@@ -79,22 +80,25 @@ class Exchange:
     async def body(self, limit_bytes: int) -> bytes:
         """The JSON body.
 
-        Raises: ServingError UNSUPPORTED_MEDIA_TYPE, or BODY_TOO_LARGE as soon as that is clear.
+        Raises: ServingError UNSUPPORTED_MEDIA_TYPE, or BODY_TOO_LARGE as soon as that is clear; ClientGone if the
+            connection ends before the body does.
         """
         self._check_media_type()
         announced = self.headers.get(b"content-length")
         if announced is not None and announced.isdigit() and int(announced) > limit_bytes:
             raise _too_large(f"{int(announced)} bytes", limit_bytes)
-        message = await self.receive()
-        if not message.get("more_body"):
-            return bytes(message.get("body", b""))
-        body = bytearray(message["body"])
-        while message.get("more_body"):
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
             message = await self.receive()
-            body += message.get("body", b"")
-            if len(body) > limit_bytes:
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            more = message.get("more_body", False)
+            if size > limit_bytes:
                 raise _too_large(f"more than {limit_bytes} bytes", limit_bytes)
-        return bytes(body)
+        return b"".join(parts)
 
     def _check_media_type(self) -> None:
         media = self.headers.get(b"content-type")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -17,8 +17,9 @@ from prometheus_client.registry import Collector
 
 from srt.api.tickets import Stream
 from srt.configs.plan import RuntimePlan
+from srt.configs.resolve import bytes_of_text
 from srt.heartbeat import Age
-from srt.messages import GroupUsage, SchedulerStats
+from srt.messages import CANCEL_TO_FREE_BOUNDS_S, GroupUsage, SchedulerStats, Timing
 
 PREFIX: Final = "sglang:"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -34,6 +35,10 @@ GAP_SECONDS: Final = (
 TOKENS: Final = (
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
 )  # fmt: skip
+
+
+STAGES: Final = ("prefill_waiting", "prefill_forward", "decode_forward")
+"""From received to first step, to first token, to end."""
 
 
 class Distribution:
@@ -53,10 +58,18 @@ class Distribution:
 
     def family(self, name: str, text: str, model: str) -> HistogramMetricFamily:
         """The samples of this histogram."""
-        uppers = [*map(str, self._bounds), "+Inf"]
         family = HistogramMetricFamily(PREFIX + name, text, labels=["model_name"])
-        family.add_metric([model], list(zip(uppers, accumulate(self._counts), strict=True)), self._total)
+        self.add_to(family, model)
         return family
+
+    def add_to(self, family: HistogramMetricFamily, *labels: str) -> None:
+        """Its samples as one of several histograms of a family."""
+        family.add_metric(list(labels), cumulated(self._bounds, self._counts), self._total)
+
+
+def cumulated(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Buckets as Prometheus wants them: each counts everything up to its upper bound."""
+    return list(zip([*map(str, bounds), "+Inf"], accumulate(counts), strict=True))
 
 
 class Metrics:
@@ -86,7 +99,7 @@ class Metrics:
             self.aborted += 1
         self.prompt_tokens += stream.prompt_tokens
         self.cached_tokens += stream.cached_tokens
-        if timing is not None and not stream.ticket.request.stream:
+        if timing is not None and stream.completion_tokens and not stream.ticket.request.stream:
             self.first_token.observe(timing.first_token_s)
         self.ends.observe(stream, now)
 
@@ -109,6 +122,7 @@ class RequestDistributions:
         self._prompt = Distribution(TOKENS)
         self._uncached = Distribution(TOKENS)
         self._generation = Distribution(TOKENS)
+        self._stages = {stage: Distribution(SECONDS) for stage in STAGES}
 
     def observe(self, stream: Stream, now: float) -> None:
         """A request got its ending."""
@@ -116,14 +130,28 @@ class RequestDistributions:
         self._e2e.observe(now - stream.ticket.started_at)
         if stream.timing is not None:
             self._queue.observe(stream.timing.queue_s)
+            self._observe_stages(stream.timing, count)
         if stream.ticket.request.stream and count > 1:
             self._per_token.observe((now - stream.first_at) / (count - 1))
         self._prompt.observe(stream.prompt_tokens)
         self._uncached.observe(stream.prompt_tokens - stream.cached_tokens)
         self._generation.observe(count)
 
+    def _observe_stages(self, timing: Timing, count: int) -> None:
+        """A request without a token has spent all its time before the first one."""
+        first_s = timing.first_token_s if count else timing.total_s
+        self._stages["prefill_waiting"].observe(timing.queue_s)
+        self._stages["prefill_forward"].observe(max(0.0, first_s - timing.queue_s))
+        self._stages["decode_forward"].observe(max(0.0, timing.total_s - first_s))
+
     def families(self, model: str) -> Iterator[Metric]:
         """Samples of all histograms."""
+        stages = HistogramMetricFamily(
+            PREFIX + "per_stage_req_latency_seconds", "Time of a request by stage.", labels=["model_name", "stage"]
+        )
+        for stage, distribution in self._stages.items():
+            distribution.add_to(stages, model, stage)
+        yield stages
         yield self._e2e.family("e2e_request_latency_seconds", "From request to end of the answer.", model)
         yield self._queue.family("queue_time_seconds", "Waiting for the first step.", model)
         yield self._per_token.family("request_time_per_output_token_seconds", "Mean gap of a streamed answer.", model)
@@ -233,6 +261,8 @@ class Exposition(Collector):
         plan = self._plan
         pools = sum((group.pages + 1) * group.page_bytes for group in plan.groups)
         yield self._gauge("page_size", "Tokens of a KV page.", plan.page_size)
+        weights = bytes_of_text(plan.model, plan.dtype)
+        yield self._gauge("weight_memory_usage_gb", "Weights of the text model over all ranks, in GB.", weights / 1e9)
         yield self._gauge("kv_cache_memory_usage_gb", "KV pools of one rank, in GB.", pools / 1e9)
         yield self._gauge("startup_time_seconds", "From the start of this process to ready.", self._metrics.startup_s)
 
@@ -245,6 +275,17 @@ class Exposition(Collector):
             "cache_hit_rate", "Prompt tokens found in the cache.", stats.cache_hit_tokens / asked if asked else 0
         )
         yield self._gauge("kv_pages_leaked", "Pages without an owner; more than 0 is a bug.", stats.leaked_pages)
+        yield self._gauge("num_retracted_reqs", "Retracted requests that wait.", stats.retracted_waiting)
+        yield self._gauge(
+            "new_token_ratio", "Share of its new tokens that a request is expected to use.", stats.new_token_ratio
+        )
+        freed = HistogramMetricFamily(
+            PREFIX + "cancel_to_free_seconds", "From a cancellation to free pages.", labels=["model_name"]
+        )
+        if stats.cancel_to_free_counts:
+            buckets = cumulated(CANCEL_TO_FREE_BOUNDS_S, stats.cancel_to_free_counts)
+            freed.add_metric([self._model], buckets, stats.cancel_to_free_s)
+        yield freed
         yield self._counter("num_retracted_requests", "Retractions.", stats.retracted_requests)
         yield self._counter("num_retracted_input_tokens", "Prompt tokens retracted.", stats.retracted_input_tokens)
         yield self._counter("num_retracted_output_tokens", "Generated tokens retracted.", stats.retracted_output_tokens)

@@ -115,7 +115,9 @@ def _times(stream: Stream) -> bytes:
     latency = time.perf_counter() - stream.ticket.started_at
     times = b',"e2e_latency":%.6f' % latency
     if stream.timing is not None:
-        times += b',"queue_time":%.6f,"first_token_latency":%.6f' % (stream.timing.queue_s, stream.timing.first_token_s)
+        times += b',"queue_time":%.6f' % stream.timing.queue_s
+        if stream.completion_tokens:
+            times += b',"first_token_latency":%.6f' % stream.timing.first_token_s
         decoding = stream.timing.total_s - stream.timing.first_token_s
         if stream.completion_tokens > 1 and decoding > 0:
             times += b',"decode_throughput":%.3f' % ((stream.completion_tokens - 1) / decoding)

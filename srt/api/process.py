@@ -20,6 +20,7 @@ import zmq
 
 from srt.api.app import Gate
 from srt.api.auth import Secrets
+from srt.api.connection import Connection, drop_overdue
 from srt.api.service import Life, Service
 from srt.configs.plan import RuntimePlan
 from srt.errors import StartupError
@@ -81,7 +82,7 @@ class ApiProcess:
         self.listener = listen(plan.server.host, plan.server.port)
         config = uvicorn.Config(
             Gate(self.service, secrets),
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -143,6 +144,7 @@ class ApiProcess:
         """What is done several times a second."""
         self.receive()
         self.service.streams.drop_stalled()
+        drop_overdue(self.server.server_state.connections)
         await asyncio.sleep(POLL_S)
 
     async def drain(self, serving: asyncio.Task[None]) -> None:

@@ -201,6 +201,7 @@ class Schema:
         return self._sampling(
             body,
             new_tokens=(body.max_new_tokens, "max_new_tokens", NATIVE_NEW_TOKENS),
+            fewest=0,
             least_tokens=(body.min_new_tokens, "min_new_tokens"),
             seed=(body.sampling_seed, "sampling_seed"),
             no_stop_trim=body.no_stop_trim or False,
@@ -210,6 +211,7 @@ class Schema:
         return self._sampling(
             body,
             new_tokens=(limit, field, usual),
+            fewest=1,
             least_tokens=(body.min_tokens, "min_tokens"),
             seed=(body.seed, "seed"),
             no_stop_trim=body.no_stop_trim or body.include_stop_str_in_output or False,
@@ -220,13 +222,14 @@ class Schema:
         body: SharedSampling,
         *,
         new_tokens: tuple[int | None, str, int | None],
+        fewest: int,
         least_tokens: tuple[int | None, str],
         seed: tuple[int | None, str],
         no_stop_trim: bool,
     ) -> SamplingParams:
         most, most_field, usual = new_tokens
         least, least_field = least_tokens
-        _within(most, 1, _INT32, most_field)
+        _within(most, fewest, _INT32, most_field)
         _within(least, 0, _INT32, least_field)
         most_possible = usual if most is None else most
         if least is not None and most_possible is not None and least > most_possible:
@@ -275,13 +278,17 @@ class Schema:
         options = body.stream_options
         if options is not None and not body.stream:
             raise invalid("'stream_options' needs 'stream': true", "stream_options")
-        rid = body.rid if body.rid is not None else body.request_id
+        rid, rid_field = body.rid, "rid"
+        if body.request_id is not None:
+            if rid is not None:
+                raise invalid("'rid' and 'request_id' are one thing under two names: send one of them", "request_id")
+            rid, rid_field = body.request_id, "request_id"
         return Request(
             kind=kind,
             prompts=prompts,
             sampling=(params,) * len(prompts),
             name=rid or "",
-            rids=_one_rid(rid, len(prompts), batch=len(prompts) > 1),
+            rids=_one_rid(rid, len(prompts), batch=len(prompts) > 1, field=rid_field),
             stream=body.stream or False,
             batch=len(prompts) > 1,
             namespace=_namespace(body.cache_salt, body.extra_key),
@@ -377,7 +384,7 @@ def _decoded(raw: msgspec.Raw, name: str, kind: type[list[V]]) -> list[V]:
         path, sentence = explained(error, msgspec.json.decode(raw), name)
         raise invalid(sentence, path) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise malformed(bytes(raw)) from error
+        raise malformed(bytes(raw), error) from error
 
 
 # --- single fields --------------------------------------------------------------------------------------
@@ -449,11 +456,11 @@ def _check_rid(rid: str, name: str) -> str:
     return rid
 
 
-def _one_rid(rid: str | None, count: int, *, batch: bool) -> tuple[str, ...]:
+def _one_rid(rid: str | None, count: int, *, batch: bool, field: str = "rid") -> tuple[str, ...]:
     """Names of a call's prompts from one name: itself, or for a batch a prefix."""
     if rid is None:
         return ()
-    _check_rid(rid, "rid")
+    _check_rid(rid, field)
     return tuple(f"{rid}_{index}" for index in range(count)) if batch else (rid,)
 
 

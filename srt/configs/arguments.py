@@ -26,8 +26,10 @@ SECRETS: Final = {
 
 EXAMPLES: Final = """\
 examples:
+  server launch
+      serve the small trained model inside the package at http://127.0.0.1:30000
   server launch --model-path ./step-3.7-flash
-      serve a checkpoint at http://127.0.0.1:30000
+      serve a checkpoint of your own
   server launch --model-path ./step-3.7-flash --context-length 32768 --max-running-requests 16
       state what you need; the start-up table shows what it costs in memory
   server launch --model-path ./step-3.7-flash --max-total-tokens 200000 --schedule-policy lpm
@@ -76,7 +78,7 @@ def launch_parser() -> argparse.ArgumentParser:
     """The parser of `server launch`; values stay texts until `parse_launch` checks them."""
     parser = _Parser(
         prog="server launch",
-        usage="server launch --model-path DIR [options]",
+        usage="server launch [--model-path DIR] [options]",
         description="Serve a checkpoint over HTTP: OpenAI's REST API and the native /generate.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -192,8 +194,6 @@ def parse_launch(arguments: Sequence[str]) -> Launch:
         raise StartupError(f"unexpected argument {rest[0]!r}; options start with --")
     values = vars(namespace)
     given = {field.name: _convert(field, values[field.name]) for field in fields() if values[field.name] is not None}
-    if "model_path" not in given:
-        raise StartupError("--model-path is missing: say which checkpoint to serve")
     return Launch(
         server=msgspec.convert(given, ServerConfig),
         api_key=namespace.api_key,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,28 @@ from srt.errors import StartupError
 
 READERS: Final = {"step3p5": read_step3p7, "step3p7": read_step3p7}
 """`model_type` of config.json -> reader of that family."""
+
+BUILTIN: Final = {"builtin:tiny": ("srt.builtin", "tiny")}
+"""Checkpoints that are data of this package: model path -> package and directory in it."""
+
+
+def checkpoint_directory(model_path: str) -> Path:
+    """Where the checkpoint of a `--model-path` lies: that directory, or the one in this package.
+
+    Raises: StartupError if there is no such directory.
+    """
+    if model_path in BUILTIN:
+        package, name = BUILTIN[model_path]
+        return Path(str(resources.files(package))) / name
+    directory = Path(model_path)
+    if not directory.is_dir():
+        raise StartupError(f"--model-path is {model_path}; there is no such directory{_instead(model_path)}")
+    return directory
+
+
+def _instead(model_path: str) -> str:
+    """What else to say about a path that leads nowhere."""
+    return f"; built in: {', '.join(BUILTIN)}" if model_path.startswith("builtin") else ""
 
 
 def read_json(path: Path) -> Section:
@@ -53,13 +76,24 @@ def read_facts(directory: Path, *, with_weights: bool = True, draft_directory: P
     End-of-sequence ids are those of config.json and generation_config.json together: releases list different
     ones in the two, and each of them ends a turn. Without `with_weights` the shards are not looked at, as random
     weights need none. MTP modules are those of the checkpoint in `draft_directory`, if one is given.
-    Raises: StartupError as `read_config`; also if no shard is there, or if quantised weights are incomplete.
+    Raises: StartupError as `read_config`; also if no shard is there, if quantised weights are incomplete, or if a
+        special token is outside the vocabulary.
     """
     config = read_config(directory)
     eos = list(config.eos_token_ids)
     generation = directory / "generation_config.json"
     if generation.is_file():
         eos += read_json(generation).integers("eos_token_id")
+    for token_id in (*eos, *(() if config.bos_token_id is None else (config.bos_token_id,))):
+        if not 0 <= token_id < config.text.vocab_size:
+            raise StartupError(
+                f"{directory} names the special token {token_id}; its vocabulary has {config.text.vocab_size} tokens"
+            )
+    for token_id in (*eos, *(() if config.bos_token_id is None else (config.bos_token_id,))):
+        if not 0 <= token_id < config.text.vocab_size:
+            raise StartupError(
+                f"{directory} names the special token {token_id}; its vocabulary has {config.text.vocab_size} tokens"
+            )
     weight_bytes = {"text": 0, "mtp": 0, "vision": 0}
     coded_bytes, kv_scales = 0, False
     for _, entry in all_entries(directory) if with_weights else ():

@@ -31,8 +31,7 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
     dtype, dtype_reason = _dtype(server, model)
     limits = _limits(server, model)
     kv_dtype = "fp8_e4m3" if server.kv_cache_dtype.startswith("fp8") else dtype
-    plain_bytes = model.weight_bytes["text"] - model.coded_bytes
-    text_bytes = model.coded_bytes + plain_bytes * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
+    text_bytes = bytes_of_text(model, dtype)
     drafting = resolve_drafting(server, model)
     groups = kv_groups(model, drafting.traits)
     _check_ranks(server, groups)
@@ -124,6 +123,12 @@ def _limits(server: ServerConfig, model: ModelFacts) -> Limits:
         chunk=context if chunk == -1 else min(chunk or CPU_CHUNK_TOKENS, context),
         in_flight=1 if server.disable_overlap_schedule else 2,
     )
+
+
+def bytes_of_text(model: ModelFacts, dtype: str) -> int:
+    """What the weights of the text model take in memory, over all ranks: coded ones stay as they are on disk."""
+    plain_bytes = model.weight_bytes["text"] - model.coded_bytes
+    return model.coded_bytes + plain_bytes * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
 
 
 def _room(weight_bytes: int, dtype: str, device: DeviceFacts) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from srt.errors import StartupError
 
@@ -37,24 +38,24 @@ class Section:
         """A value of any type; None where the key is absent or null."""
         return self._values.get(name)
 
-    def integer(self, *names: str, default: int | None = None) -> int:
-        """A whole number."""
-        return self._required(names, self.maybe_integer(*names), default)
+    def integer(self, *names: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number of at least `least`: nearly all of them count something."""
+        return self._required(names, self.maybe_integer(*names, least=least), default)
 
-    def maybe_integer(self, *names: str) -> int | None:
+    def maybe_integer(self, *names: str, least: int = 1) -> int | None:
         """A whole number, or None where the key is absent or null."""
         name, value = self._find(names)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.wrong(name, value, "a whole number")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self.wrong(name, value, f"a whole number of at least {least}")
         return value
 
     def number(self, *names: str, default: float | None = None) -> float:
-        """A number."""
+        """A finite number above 0."""
         name, value = self._find(names)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise self.wrong(name, value, "a number")
+        if value is not None and not _is_positive(value):
+            raise self.wrong(name, value, "a number above 0")
         return self._required(names, None if value is None else float(value), default)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -107,13 +108,12 @@ class Section:
         return tuple(listed)
 
     def numbers(self, name: str) -> list[float]:
-        """One number or a list of them; empty where the key is absent or null."""
+        """One finite number above 0, or a list of them; empty where the key is absent or null."""
         _, value = self._find((name,))
-        numbers: list[float] = []
-        for item in [] if value is None else value if isinstance(value, list) else [value]:
-            if isinstance(item, bool) or not isinstance(item, (int, float)):
-                raise self.wrong(name, value, "a number or a list of them")
-            numbers.append(float(item))
+        listed = [] if value is None else value if isinstance(value, list) else [value]
+        numbers = [float(item) for item in listed if _is_positive(item)]
+        if len(numbers) < len(listed):
+            raise self.wrong(name, value, "a number above 0 or a list of them")
         return numbers
 
     def numbers_or_nulls(self, name: str) -> list[float | None] | None:
@@ -160,3 +160,7 @@ class Section:
         if default is None:
             raise StartupError(f"{self.where} lacks {' (or '.join(names)}{')' * (len(names) - 1)}")
         return default
+
+
+def _is_positive(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf

@@ -41,8 +41,14 @@ class ServerConfig(msgspec.Struct, frozen=True):
     """Options of `server launch`, one field each; "auto" is resolved at start-up and printed with the reason."""
 
     model_path: Annotated[
-        str, Option(MODEL, "Directory of the checkpoint: config.json, safetensors, tokenizer.", aliases=("--model",))
-    ]
+        str,
+        Option(
+            MODEL,
+            "Directory of the checkpoint (config.json, safetensors, tokenizer); "
+            "`builtin:tiny` is the small trained model inside the package.",
+            aliases=("--model",),
+        ),
+    ] = "builtin:tiny"
     served_model_name: Annotated[
         str | None, Option(MODEL, "Name of the model in the API.", unset="the model path as given")
     ] = None
@@ -295,7 +301,6 @@ class Field(msgspec.Struct, frozen=True):
     name: str
     kind: type[str] | type[int] | type[float] | type[bool]
     default: str | int | float | bool | None
-    required: bool
     option: Option
 
     @property
@@ -306,8 +311,6 @@ class Field(msgspec.Struct, frozen=True):
     @property
     def default_text(self) -> str:
         """The default as a user reads it."""
-        if self.required:
-            return "required"
         if self.default is None:
             return self.option.unset
         if self.kind is bool:
@@ -321,8 +324,7 @@ def _field(info: Any, hint: Any) -> Field:
     kind, option = get_args(hint)
     if get_origin(kind) is not None or type(None) in get_args(kind):
         kind = next(part for part in get_args(kind) if part is not type(None))
-    required = info.default is msgspec.NODEFAULT
-    return Field(info.name, kind, None if required else info.default, required, option)
+    return Field(info.name, kind, info.default, option)
 
 
 def fields() -> tuple[Field, ...]:

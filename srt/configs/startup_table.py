@@ -47,7 +47,7 @@ def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
     idle = f"; {device.cuda_devices} NVIDIA device(s) unused, this version runs on a CPU" if device.cuda_devices else ""
     asked = "--device" if server.device != "auto" else "auto"
     return [
-        Choice("model", plan.model.path, f"{plan.model.architecture}, {plan.model.model_type}"),
+        Choice("model", server.model_path, _model_reason(plan)),
         Choice("device", device.device, f"{asked}: {device.name}, {human(device.memory_bytes)} free{idle}"),
         Choice("tensor parallel", str(server.tp_size), "--tp-size"),
         Choice("threads a worker", str(plan.worker_threads), f"{device.cores} cores / {server.tp_size} workers"),
@@ -67,6 +67,11 @@ def _largest_step(plan: RuntimePlan) -> str:
 def _drafting(plan: RuntimePlan) -> str:
     traits = plan.drafting
     return f"{traits.algorithm}, {traits.drafts} tokens ahead" if traits.drafts else traits.algorithm
+
+
+def _model_reason(plan: RuntimePlan) -> str:
+    family = f"{plan.model.architecture}, {plan.model.model_type}"
+    return family if plan.model.path == plan.server.model_path else f"{family}; {plan.model.path}"
 
 
 def _limit_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:

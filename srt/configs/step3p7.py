@@ -161,12 +161,12 @@ def read_step3p7(root: Section, hf_quant_config: Section | None = None) -> Step3
     if dtype not in DTYPES:
         raise StartupError(f"{text.where}.dtype is {dtype!r}, it must be one of {', '.join(DTYPES)}")
     eos = root.integers("eos_token_id") + text.integers("eos_token_id")
-    bos = text.maybe_integer("bos_token_id")
+    bos = text.maybe_integer("bos_token_id", least=0)
     return Step3p7Config(
         architecture=architectures[0],
         model_type=model_type,
         dtype=dtype,
-        bos_token_id=root.maybe_integer("bos_token_id") if bos is None else bos,
+        bos_token_id=root.maybe_integer("bos_token_id", least=0) if bos is None else bos,
         eos_token_ids=tuple(dict.fromkeys(eos)),
         text=_read_text(text),
         vision=_read_vision(root) if multimodal else None,
@@ -208,7 +208,7 @@ class _Layers:
 
     def __init__(self, text: Section) -> None:
         self.main = text.integer("num_hidden_layers")
-        self.mtp = text.integer("num_nextn_predict_layers", default=0)
+        self.mtp = text.integer("num_nextn_predict_layers", default=0, least=0)
         self.where = text.where
 
     def spread(self, name: str, values: list[V], tail: V) -> list[V]:
@@ -295,7 +295,10 @@ def _routed(text: Section, counts: _Layers) -> list[bool]:
 def _moe_layers(text: Section, main: int) -> set[int]:
     """`moe_layers_enum`: "3,4,5", a list, or absent: every `moe_every_n_layer`-th from `moe_layer_offset` on."""
     if "moe_layers_enum" not in text:
-        offset, every = text.integer("moe_layer_offset", default=0), text.integer("moe_every_n_layer", default=1)
+        offset, every = (
+            text.integer("moe_layer_offset", default=0, least=0),
+            text.integer("moe_every_n_layer", default=1),
+        )
         return set(range(offset, main, every))
     return set(text.integers("moe_layers_enum"))
 
@@ -307,9 +310,13 @@ def _limits(text: Section, counts: _Layers, name: str) -> list[float | None]:
 
 
 def _moe(text: Section) -> MoeConfig:
+    experts = text.integer("moe_num_experts", "n_routed_experts")
+    chosen = text.integer("moe_top_k", "num_experts_per_tok")
+    if chosen > experts:
+        raise text.wrong("moe_top_k", chosen, f"at most the number of experts, {experts}")
     return MoeConfig(
-        experts=text.integer("moe_num_experts", "n_routed_experts"),
-        chosen=text.integer("moe_top_k", "num_experts_per_tok"),
+        experts=experts,
+        chosen=chosen,
         width=text.integer("moe_intermediate_size"),
         shared_width=text.integer("share_expert_dim", "share_expert_dims"),
         factor=text.number("moe_router_scaling_factor", default=1.0),
@@ -431,7 +438,7 @@ def _read_images(root: Section) -> ImageTokens:
     root.demand("projector_bias", False)
     root.demand("understand_projector_stride", 2)
     return ImageTokens(
-        image_token_id=root.integer("image_token_id"),
+        image_token_id=root.integer("image_token_id", least=0),
         image_tokens=root.integer("image_token_len", default=169),
         crop_tokens=root.integer("patch_token_len", default=81),
     )

@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 from tqdm import tqdm
 
-from srt.configs.models import read_config
+from srt.configs.models import checkpoint_directory, read_config
 from srt.configs.startup_table import human
 from srt.convert.run import FORMATS, Report, Request, convert
 from srt.convert.tokens import DEFAULT_TOKENS, read_sequences, seeded_sequences
@@ -41,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    options.add_argument("--model-path", type=Path, required=True, metavar="IN", help="checkpoint to read")
+    options.add_argument(
+        "--model-path", type=checkpoint_directory, required=True, metavar="IN", help="checkpoint to read"
+    )
     options.add_argument("--output", type=Path, required=True, metavar="OUT", help="empty or new directory to write")
     options.add_argument("--format", required=True, choices=tuple(FORMATS), help="format of the routed experts")
     options.add_argument("--mtp", choices=("keep", "drop"), default="keep", help="MTP modules: as stored, or left out")

@@ -17,11 +17,10 @@ from srt import __version__, log
 from srt.configs.arguments import Launch
 from srt.configs.device import read_device
 from srt.configs.drafting import draft_model_path
-from srt.configs.models import read_facts
+from srt.configs.models import checkpoint_directory, read_facts
 from srt.configs.plan import RuntimePlan
 from srt.configs.resolve import resolve
 from srt.configs.server import ServerConfig
-from srt.errors import StartupError
 from srt.heartbeat import process_name
 from srt.launch.report import show_table, url
 from srt.launch.rundir import make_rundir, reserve_port, write_plan
@@ -36,9 +35,7 @@ logger = logging.getLogger(__name__)
 def make_plan(server: ServerConfig) -> RuntimePlan:
     """Read checkpoint and machine, and resolve. Raises: StartupError."""
     device = read_device(server.device)
-    directory = Path(server.model_path)
-    if not directory.is_dir():
-        raise StartupError(f"--model-path is {server.model_path}; there is no such directory")
+    directory = checkpoint_directory(server.model_path)
     drafts = draft_model_path(server)
     facts = read_facts(
         directory,

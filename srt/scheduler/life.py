@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Final
 
 from srt.cache.radix import window_pages
 from srt.errors import ErrorCode, ServingError
-from srt.messages import Admit, Emission, Finish, Timing
+from srt.messages import CANCEL_TO_FREE_BOUNDS_S, Admit, Emission, Finish, Timing
 from srt.scheduler.request import Phase, Request, Row
 from srt.scheduler.state import SchedulerState
 
@@ -67,16 +68,19 @@ def refuse_misfits(state: SchedulerState, request: Request) -> None:
 def close(state: SchedulerState, request: Request, finish: Finish, now_ns: int, *tokens: int) -> Emission:
     """End a live request, whatever it is doing, and say so; its row drains on its own."""
     del state.live[request.rid]
+    if finish.kind == "abort":
+        request.stamps.cancelled_ns = now_ns
     if request.phase is Phase.QUEUED:
         state.queue.remove(request)
         request.move(Phase.FINISHED)
     else:
         drain(state, request, Phase.FINISHED)
-        if finish.kind != "abort":
-            used = (request.known - request.prompt_tokens) / max(1, request.limit_tokens - request.prompt_tokens)
+        if finish.kind != "abort" and request.limit_tokens > request.prompt_tokens:
+            used = (request.known - request.prompt_tokens) / (request.limit_tokens - request.prompt_tokens)
             state.share += (used - state.share) * SHARE_STEP
     emission = emit(request, tokens, finish, timing(request, now_ns))
     leave_if_settled(state, request)
+    count_if_freed(state, request, now_ns)
     return emission
 
 
@@ -112,6 +116,16 @@ def leave_if_settled(state: SchedulerState, request: Request) -> None:
     request.move(after)
     if after is Phase.QUEUED:
         state.queue.add(request)
+
+
+def count_if_freed(state: SchedulerState, request: Request, now_ns: int) -> None:
+    """If a cancelled request has just left, with or without a row to give back: how long that took."""
+    cancelled_ns = request.stamps.cancelled_ns
+    if cancelled_ns is None or request.phase is not Phase.FINISHED:
+        return
+    seconds = (now_ns - cancelled_ns) / 1e9
+    state.totals.cancel_to_free_counts[bisect_left(CANCEL_TO_FREE_BOUNDS_S, seconds)] += 1
+    state.totals.cancel_to_free_s += seconds
 
 
 def give_row_back(state: SchedulerState, row: Row) -> None:

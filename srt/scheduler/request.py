@@ -59,12 +59,13 @@ class Row:
 class Stamps:
     """When things happened, in `time.monotonic_ns()`; None until they did."""
 
-    __slots__ = ("admitted_ns", "first_token_ns", "received_ns")
+    __slots__ = ("admitted_ns", "cancelled_ns", "first_token_ns", "received_ns")
 
     def __init__(self, received_ns: int) -> None:
         self.received_ns = received_ns
         self.admitted_ns: int | None = None
         self.first_token_ns: int | None = None
+        self.cancelled_ns: int | None = None
 
 
 class Speculation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from srt.errors import ProcessLost
 from srt.messages import Emission, Finish, StepResult
-from srt.scheduler.life import close, emit, leave_if_settled
+from srt.scheduler.life import close, count_if_freed, emit, leave_if_settled
 from srt.scheduler.request import Phase, Request, Row
 from srt.scheduler.state import Grant, SchedulerState
 
@@ -77,6 +77,7 @@ def settle_row(state: SchedulerState, grant: Grant, tokens: tuple[int, ...], now
     if finish is not None:
         return close(state, request, finish, now_ns, *accepted)
     leave_if_settled(state, request)
+    count_if_freed(state, request, now_ns)
     return emit(request, accepted) if accepted else None
 
 

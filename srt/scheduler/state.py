@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from srt.cache.prefix import PrefixCache
 from srt.configs.plan import RuntimePlan
+from srt.messages import CANCEL_TO_FREE_BOUNDS_S
 from srt.scheduler.depth import DepthControl
 from srt.scheduler.queue import WaitingQueue, by_order
 from srt.scheduler.request import Request, Row, Speculation
@@ -63,6 +64,8 @@ class Totals:
     cache_hit_tokens: int = 0
     generated_tokens: int = 0
     speculation: Speculation = field(default_factory=Speculation)
+    cancel_to_free_counts: list[int] = field(default_factory=lambda: [0] * (len(CANCEL_TO_FREE_BOUNDS_S) + 1))
+    cancel_to_free_s: float = 0.0
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from srt.messages import GroupUsage, SchedulerStats
+from srt.scheduler.request import Phase
 from srt.scheduler.state import SchedulerState
 
 REPORT_NS: Final = 100_000_000
@@ -75,6 +76,12 @@ class Reporter:
             gen_throughput=self._rate,
             idle_s=self._idle_ns / 1e9,
             speculation=totals.speculation.counts(),
+            retracted_waiting=sum(
+                request.retractions > 0 and request.phase is Phase.QUEUED for request in state.live.values()
+            ),
+            new_token_ratio=state.share,
+            cancel_to_free_counts=tuple(totals.cancel_to_free_counts),
+            cancel_to_free_s=totals.cancel_to_free_s,
         )
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import uuid
 from pathlib import Path
 from typing import Any, Final, assert_never
 
 import zmq
 
 from srt.configs.plan import RuntimePlan
-from srt.errors import ServingError
+from srt.errors import ErrorCode, ServingError
 from srt.heartbeat import Heartbeat
 from srt.messages import (
     Abort,
@@ -22,6 +23,7 @@ from srt.messages import (
     Admit,
     CallFailed,
     Cancel,
+    ChatPrompt,
     Delta,
     Deltas,
     Detokenize,
@@ -36,8 +38,10 @@ from srt.messages import (
     Ready,
     SchedulerStats,
     StopMatched,
+    TextPrompt,
     Tokenize,
     Tokenized,
+    TokenPrompt,
     ToTokenizer,
 )
 from srt.tokenizer.answer import Answer
@@ -117,7 +121,7 @@ class TokenizerProcess:
     def admit(self, request: Generate) -> None:
         """Tokenize a prompt and hand the request to the scheduler, or tell the client what is wrong with it."""
         try:
-            packed = self.prompter.packed_ids(request.prompt)
+            packed = self.packed_ids(request.prompt)
             prompt_tokens = len(packed) // _BYTES_PER_ID
             sampling, stop = self.resolver.resolve(request.sampling, prompt_tokens)
         except ServingError as error:
@@ -142,6 +146,20 @@ class TokenizerProcess:
                 speculative=request.speculative,
             )
         )
+
+    def packed_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> bytes:
+        """Ids of a prompt. What a client's words make templates and libraries do must not end everybody's server.
+
+        Raises: ServingError if the prompt is wrong, or INTERNAL with an incident id that the log has.
+        """
+        try:
+            return self.prompter.packed_ids(prompt)
+        except ServingError:
+            raise
+        except Exception as error:
+            name = uuid.uuid4().hex[:12]
+            log.exception("incident %s in tokenizing a prompt", name)
+            raise ServingError(ErrorCode.INTERNAL, f"internal error; the log has it as incident {name}") from error
 
     def cancel(self, rid: str) -> None:
         """End a request: here if its prompt still waits, else through the scheduler, which closes it."""
@@ -185,7 +203,7 @@ class TokenizerProcess:
     def tokenize(self, call: Tokenize) -> None:
         """Answer `/tokenize`."""
         try:
-            self.api.send(Tokenized(call.call, self.prompter.packed_ids(call.prompt)))
+            self.api.send(Tokenized(call.call, self.packed_ids(call.prompt)))
         except ServingError as error:
             self.api.send(CallFailed(call.call, error.code, error.text, error.param))
 

@@ -16,7 +16,7 @@ SURELY_TOO_LONG_CHARACTERS: Final = 16
 """Characters a token of the context, beyond which a text is first tried in part: an over-long prompt must not
 hold up everybody's answers while all of it is tokenized only to be refused."""
 
-RESERVED_VARIABLES: Final = frozenset({"messages", "tools", "documents", "chat_template"})
+RESERVED_VARIABLES: Final = frozenset({"messages", "tools", "documents", "chat_template", "self"})
 _PREFIX_SLACK_TOKENS: Final = 64
 
 
@@ -75,15 +75,15 @@ class Prompter:
                 "this checkpoint has no chat template; start the server with --chat-template, or send a plain prompt",
                 "messages",
             )
-        kwargs = msgspec.json.decode(prompt.template_kwargs, type=dict[str, Any]) if prompt.template_kwargs else {}
+        [kwargs] = _decoded(b"[%b]" % (prompt.template_kwargs or b"{}"), "chat_template_kwargs")
         for name in sorted(RESERVED_VARIABLES & kwargs.keys()):
             raise ServingError(
                 ErrorCode.INVALID_REQUEST, f"'chat_template_kwargs' must not set {name!r}", "chat_template_kwargs"
             )
-        messages = msgspec.json.decode(prompt.messages, type=list[dict[str, Any]])
+        messages = _decoded(prompt.messages, "messages")
         for index, message in enumerate(messages):
             self._normalise(message, index)
-        tools = msgspec.json.decode(prompt.tools, type=list[dict[str, Any]]) if prompt.tools else None
+        tools = _decoded(prompt.tools, "tools") if prompt.tools else None
         return self._template.render(messages, tools, kwargs)
 
     def _normalise(self, message: dict[str, Any], index: int) -> None:
@@ -105,6 +105,14 @@ class Prompter:
             _open_arguments(call, f"messages[{index}].tool_calls[{position}].function.arguments")
 
 
+def _decoded(raw: bytes, name: str) -> list[dict[str, Any]]:
+    """JSON that the api has checked but for its depth: what it skipped is built here."""
+    try:
+        return msgspec.json.decode(raw, type=list[dict[str, Any]])
+    except RecursionError as error:
+        raise ServingError(ErrorCode.INVALID_REQUEST, f"'{name}' is nested too deeply", name) from error
+
+
 def _open_arguments(call: dict[str, Any], where: str) -> None:
     """Replace a tool call's `arguments`, a JSON text on the wire, by the object that templates iterate over."""
     match call:
@@ -114,6 +122,6 @@ def _open_arguments(call: dict[str, Any], where: str) -> None:
             return
     try:
         call["function"]["arguments"] = msgspec.json.decode(text or "{}", type=dict[str, Any])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         message = f"'{where}' is not a JSON object: {text[:80]!r}"
         raise ServingError(ErrorCode.INVALID_REQUEST, message, where) from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
-from srt.errors import ErrorCode, ServingError
+from srt.errors import ErrorCode, ServingError, StartupError
 from srt.messages import SamplingParams, SamplingSpec, StopSpec
 
 log = logging.getLogger(__name__)
@@ -23,19 +23,25 @@ _SEED_MASK: Final = (1 << 63) - 1
 class SamplingDefaults(msgspec.Struct, frozen=True):
     """What holds where a request says nothing: generation_config.json, then the neutral value."""
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    temperature: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    top_k: Annotated[int, msgspec.Meta(ge=-1)] = 0
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
     @classmethod
     def of(cls, generation_config: Mapping[str, Any]) -> SamplingDefaults:
-        """Defaults of a checkpoint; keys of it that this server cannot honour are logged."""
+        """Defaults of a checkpoint; keys of it that this server cannot honour are logged.
+
+        Raises: StartupError if a value is outside what a request may say.
+        """
         known = {name: generation_config.get(name) for name in cls.__struct_fields__}
         penalty = generation_config.get("repetition_penalty")
         if penalty not in (None, 1, 1.0):
             log.warning("generation_config.json sets repetition_penalty=%s, which is not supported yet", penalty)
-        return cls(**{name: value for name, value in known.items() if value is not None})
+        try:
+            return msgspec.convert({name: value for name, value in known.items() if value is not None}, cls)
+        except msgspec.ValidationError as error:
+            raise StartupError(f"generation_config.json: {error}") from error
 
 
 class SamplingResolver:
@@ -76,14 +82,14 @@ class SamplingResolver:
     def _max_new_tokens(self, params: SamplingParams, prompt_tokens: int) -> int:
         limit = self._context_length
         room = limit - prompt_tokens
-        if room < 1:
+        wanted = params.max_new_tokens
+        if room < (0 if wanted == 0 else 1):
             raise ServingError(
                 ErrorCode.PROMPT_TOO_LONG,
                 f"the prompt has {prompt_tokens} tokens; the context length is {limit} tokens, of which at least 1 "
                 "must be left for the answer",
                 "prompt",
             )
-        wanted = params.max_new_tokens
         if wanted is None:
             return room if params.usual_new_tokens is None else min(params.usual_new_tokens, room)
         if wanted > room:

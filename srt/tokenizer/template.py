@@ -70,22 +70,41 @@ def find_template(directory: Path, config: Mapping[str, Any], override: str | No
 
     Raises: StartupError if `override` cannot be read.
     """
-    if override is not None:
-        try:
-            return Path(override).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise StartupError(f"--chat-template {override} cannot be read: {error}") from error
     beside = directory / "chat_template.jinja"
-    if beside.is_file():
-        return beside.read_text()
+    if override is not None or beside.is_file():
+        file = beside if override is None else Path(override)
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartupError(f"the chat template {file} cannot be read: {error}") from error
     found = read_json_object(directory / "chat_template.json").get("chat_template", config.get("chat_template"))
     match found:
         case str():
             return found
         case [*variants]:
-            return next((entry["template"] for entry in variants if entry.get("name") == "default"), None)
+            return next((source for variant in variants if (source := _default_source(variant)) is not None), None)
         case _:
             return None
+
+
+def _default_source(variant: object) -> str | None:
+    """The template of a list's entry, if it is the default one."""
+    match variant:
+        case {"name": "default", "template": str(source)}:
+            return source
+        case _:
+            return None
+
+
+def _marked(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """A message's content with the mark where it ends; of parts, in a part of its own."""
+    match content:
+        case str():
+            return content + _CUT
+        case [*parts, {"type": "text", "text": str(text)} as last]:
+            return [*parts, {**last, "text": text + _CUT}]
+        case parts:
+            return [*parts, {"type": "text", "text": _CUT}]
 
 
 class ChatTemplate:
@@ -134,7 +153,7 @@ class ChatTemplate:
                 "continue_final_message",
             )
         final = messages[-1]
-        opened = [*messages[:-1], {**final, "content": final.get("content", "") + _CUT}]
+        opened = [*messages[:-1], {**final, "content": _marked(final.get("content", ""))}]
         text = self._render(opened, tools, {**variables, "add_generation_prompt": False})
         end = text.rfind(_CUT.rstrip())
         if end < 0:

@@ -66,7 +66,10 @@ class Vocabulary:
         if not _is_byte_level(decoder):
             found = "is missing" if not path.is_file() else f"has the decoder {msgspec.json.encode(decoder).decode()}"
             raise StartupError(f"{path} {found}; only byte-level BPE tokenizers are supported")
-        self._tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise StartupError(f"{path} is not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.config = read_json_object(directory / "tokenizer_config.json")

@@ -13,7 +13,7 @@ from srt.api.streams import Streams
 from tests.support.front import Front
 from tests.support.raw import RawConnection
 
-NATIVE, COMPLETION, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
+NATIVE, COMPLETION, CHAT, TOKENIZE = "/generate", "/v1/completions", "/v1/chat/completions", "/tokenize"
 USER = {"role": "user", "content": "x"}
 
 
@@ -44,7 +44,7 @@ REFUSED: list[tuple[str, Any, str, str | None]] = [
     (NATIVE, sampled(top_p=0), "'top_p' is 0.0, it must be above 0 and at most 1", "top_p"),
     (NATIVE, sampled(top_k=-2), "'top_k' is -2, it must be between -1 and", "top_k"),
     (NATIVE, sampled(min_p=1.5), "'min_p' is 1.5, it must be between 0 and 1", "min_p"),
-    (NATIVE, sampled(max_new_tokens=0), "'max_new_tokens' is 0, it must be between 1 and", "max_new_tokens"),
+    (NATIVE, sampled(max_new_tokens=-1), "'max_new_tokens' is -1, it must be between 0 and", "max_new_tokens"),
     (NATIVE, sampled(max_new_tokens=True), "must be an integer, got true", "sampling_params.max_new_tokens"),
     (NATIVE, sampled(max_new_tokens=2.0), "must be an integer, got 2.0", "sampling_params.max_new_tokens"),
     (NATIVE, sampled(max_new_tokens=512), "512 new tokens after a prompt of 1 tokens make 513", "max_new_tokens"),
@@ -78,9 +78,15 @@ REFUSED: list[tuple[str, Any, str, str | None]] = [
     (COMPLETION, {"prompt": ["x", 5]}, "'prompt' mixes texts and token ids", "prompt"),
     (COMPLETION, {"prompt": [5, "x"]}, "'prompt' mixes texts and token ids", "prompt"),
     (COMPLETION, {"prompt": "x", "logprobs": 0}, "'logprobs' is not supported with the value 0", "logprobs"),
+    (COMPLETION, {"prompt": "x", "max_tokens": 0}, "'max_tokens' is 0, it must be between 1 and", "max_tokens"),
+    (COMPLETION, {"prompt": "x", "request_id": ""}, "'request_id' is \"\", it must have 1 to 128", "request_id"),
+    (COMPLETION, {"prompt": "x", "rid": "a", "request_id": "b"}, "'rid' and 'request_id' are one thing", "request_id"),
     (COMPLETION, {"prompt": "x", "n": True}, "'n' is not supported with the value true", "n"),
     (COMPLETION, {"prompt": "x", "suffix": "y"}, "'suffix' is not supported", "suffix"),
     (COMPLETION, {"prompt": "x", "stream_options": {}}, "'stream_options' needs 'stream': true", "stream_options"),
+    (TOKENIZE, {"prompt": "x", "tools": []}, "'tools' goes with 'messages', not with 'prompt'", "tools"),
+    (TOKENIZE, {"prompt": "x", "reasoning_effort": "low"}, "'reasoning_effort' goes with", "reasoning_effort"),
+    (TOKENIZE, {"messages": [USER], "add_special_tokens": True}, "goes with 'prompt'", "add_special_tokens"),
     (CHAT, {}, "'messages' is required", "messages"),
     (CHAT, {"messages": []}, "'messages' is empty", "messages"),
     (CHAT, {"messages": "x"}, "'messages' must be a list, got \"x\"", "messages"),

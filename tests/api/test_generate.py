@@ -46,6 +46,19 @@ def test_one_prompt_gets_one_object_in_the_shape_of_the_native_api(front: Front,
     assert "warnings" not in body
 
 
+def test_no_new_tokens_only_compute_the_prompt(front: Front) -> None:
+    first_tokens = front.metric("time_to_first_token_seconds_count")
+    body = {"input_ids": [5] * 20, "sampling_params": {"max_new_tokens": 0}}
+    whole = generate(front, **body).json
+    [streamed] = events(generate(front, **body, stream=True))
+    for item in (whole, streamed):
+        assert (item["text"], item["output_ids"]) == ("", [])
+        assert item["meta_info"]["finish_reason"] == {"type": "length", "length": 0}
+        assert (item["meta_info"]["prompt_tokens"], item["meta_info"]["completion_tokens"]) == (20, 0)
+        assert "first_token_latency" not in item["meta_info"]
+    assert front.metric("time_to_first_token_seconds_count") == first_tokens
+
+
 def test_text_and_ids_are_the_same_prompt(front: Front, tokenizer: Tokenizer) -> None:
     by_text = generate(front, text="größer 数据").json
     by_ids = generate(front, input_ids=tokenizer.encode("größer 数据").ids).json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.front import Front
@@ -17,12 +18,13 @@ NAMES = {
     "inter_token_latency_seconds", "e2e_request_latency_seconds", "queue_time_seconds",
     "request_time_per_output_token_seconds", "prompt_tokens_histogram", "generation_tokens_histogram",
     "uncached_prompt_tokens_histogram", "startup_time_seconds", "requests_cancelled", "kv_pages_leaked",
-    "scheduler_step_age_seconds", "warnings",
+    "scheduler_step_age_seconds", "warnings", "per_stage_req_latency_seconds", "weight_memory_usage_gb",
+    "num_retracted_reqs", "new_token_ratio", "cancel_to_free_seconds",
 }  # fmt: skip
 
 
 def test_the_exposition_parses_and_every_sample_names_the_model(front: Front) -> None:
-    front.scheduler.report(leaked_pages=0)
+    front.scheduler.report(leaked_pages=0, cancel_to_free_counts=(2, *[0] * 12, 1), cancel_to_free_s=7.5)
     front.wait_for(lambda: "num_used_tokens" in front.get("/metrics").text)
     answer = front.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -33,6 +35,9 @@ def test_the_exposition_parses_and_every_sample_names_the_model(front: Front) ->
         assert all(sample.labels["model_name"] == "test-model" for sample in family.samples)
     assert front.metric("num_used_tokens") == 60
     assert (front.metric("kv_evictable_tokens"), front.metric("kv_available_tokens")) == (30, 900)
+    assert front.metric("cancel_to_free_seconds_count") == front.metric("cancel_to_free_seconds_bucket", le="+Inf") == 3
+    assert front.metric("cancel_to_free_seconds_sum") == 7.5
+    assert front.metric("weight_memory_usage_gb") == 0.004, "stored in two bytes, served in four"
     assert (front.metric("swa_used_tokens"), front.metric("cache_hit_rate")) == (40, 0.25)
 
 
@@ -58,6 +63,21 @@ def test_sums_equal_what_clients_counted(front: Front) -> None:
     assert grown["prompt_tokens_total"] == grown["prompt_tokens_histogram_sum"] == totals["prompt"]
     assert grown["generation_tokens_total"] == grown["generation_tokens_histogram_sum"] == totals["completion"]
     assert front.metric("cached_tokens_total", cache_source="device") - cached == totals["cached"]
+
+
+def test_the_stages_of_requests_add_up_to_the_whole(front: Front) -> None:
+    def total(stage: str) -> float:
+        return front.metric("per_stage_req_latency_seconds_sum", stage=stage)
+
+    stages = ("prefill_waiting", "prefill_forward", "decode_forward")
+    body = {"text": "hello", "sampling_params": {"max_new_tokens": 9}}
+    assert front.post("/generate", body).status == 200
+    before = {stage: total(stage) for stage in stages}
+    answer = front.post("/generate", body).json["meta_info"]
+    grown = {stage: total(stage) - before[stage] for stage in stages}
+    assert grown["prefill_waiting"] == pytest.approx(answer["queue_time"], abs=1e-6)
+    assert grown["prefill_waiting"] + grown["prefill_forward"] == pytest.approx(answer["first_token_latency"], abs=1e-6)
+    assert 0 < sum(grown.values()) < answer["e2e_latency"]
 
 
 def test_routes_that_do_not_exist_share_one_label(front: Front) -> None:

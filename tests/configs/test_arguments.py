@@ -39,6 +39,10 @@ def test_nothing_but_a_model_gives_the_defaults() -> None:
     assert parse_launch(MODEL).server == ServerConfig(model_path="checkpoint")
 
 
+def test_nothing_at_all_gives_the_built_in_model() -> None:
+    assert parse_launch([]).server == ServerConfig() == ServerConfig(model_path="builtin:tiny")
+
+
 @pytest.mark.parametrize("field", fields(), ids=lambda field: str(field.name))
 def test_every_option_arrives_under_every_name(field: object) -> None:
     row = next(row for row in fields() if row == field)
@@ -60,7 +64,6 @@ def test_every_option_arrives_under_every_name(field: object) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "--model-path is missing"),
         (["--port", "70000"], "--port is 70000; the largest value is 65535"),
         (["--port", "http"], "--port is 'http'; it must be an integer"),
         (["--page-size", "0"], "--page-size is 0; the smallest value is 1 tokens"),

@@ -94,6 +94,11 @@ def test_a_limit_of_zero_or_null_is_no_clamp(tmp_path: Path, none: object) -> No
         (lambda c: c.pop("moe_top_k"), r"config.json lacks moe_top_k \(or num_experts_per_tok\)"),
         (lambda c: c.pop("rope_theta"), "config.json lacks rope_theta"),
         (lambda c: c.update(hidden_size="64"), "config.json.hidden_size is '64', it must be a whole number"),
+        (lambda c: c.update(hidden_size=0), "config.json.hidden_size is 0, it must be a whole number of at least 1"),
+        (lambda c: c.update(rms_norm_eps=-1), "config.json.rms_norm_eps is -1, it must be a number above 0"),
+        (lambda c: c.update(rms_norm_eps=float("nan")), "rms_norm_eps is nan, it must be a number above 0"),
+        (lambda c: c.update(rope_theta=[-1.0] * 5), "it must be a number above 0 or a list of them"),
+        (lambda c: c.update(moe_top_k=99), "moe_top_k is 99, it must be at most the number of experts"),
         (lambda c: c.update(sink=True), "config.json.sink is True, it must be False, the only value"),
         (lambda c: c.update(tie_word_embeddings=True), "tie_word_embeddings is True"),
         (lambda c: c.update(use_rope_layers=[1]), "use_rope_layers is"),
@@ -135,6 +140,13 @@ def test_facts_count_bytes_by_part_and_gather_all_end_ids(tmp_path: Path) -> Non
     assert facts.eos_token_ids[:2] == (1, facts.eos_token_ids[1])
     assert 7 in facts.eos_token_ids
     assert (facts.bos_token_id, facts.has_vision, facts.mtp_modules, facts.dtype) == (0, True, 3, "bfloat16")
+
+
+def test_a_special_token_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, -7]}')
+    with pytest.raises(StartupError, match="names the special token -7; its vocabulary has"):
+        read_facts(tmp_path)
 
 
 def test_a_release_without_mtp_tensors_has_no_mtp_modules(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def answers(server: Server, asked: list[dict[str, Any]]) -> list[Any]:
     def ask(body: dict[str, Any]) -> Any:
         answer = server.request("POST", "/v1/chat/completions", body)
         assert answer.status == 200, answer
-        choice = answer.json()["choices"][0]
+        choice = answer.json["choices"][0]
         return choice["message"]["content"], choice["token_ids"], choice["finish_reason"], choice["matched_stop"]
 
     with ThreadPoolExecutor(16) as pool:
@@ -97,8 +97,8 @@ def test_32_a_request_tells_what_guessing_came_to_and_can_do_without() -> None:
         "sampling_params": {"temperature": 0, "max_new_tokens": 60, "ignore_eos": True},
     }
     with Server("--model-path", str(TINY)) as server:
-        guessed = server.request("POST", "/generate", body).json()
-        plain = server.request("POST", "/generate", {**body, "speculative": "off"}).json()
+        guessed = server.request("POST", "/generate", body).json
+        plain = server.request("POST", "/generate", {**body, "speculative": "off"}).json
         wrong = server.request("POST", "/generate", {**body, "speculative": "no"})
     info = guessed["meta_info"]
     assert guessed["output_ids"] == plain["output_ids"]
@@ -108,4 +108,4 @@ def test_32_a_request_tells_what_guessing_came_to_and_can_do_without() -> None:
     assert info["spec_accept_length"] == pytest.approx(60 / info["spec_verify_ct"])
     assert info["spec_accept_rate"] == pytest.approx(info["spec_accept_token_num"] / info["spec_draft_token_num"])
     assert wrong.status == 400
-    assert "'speculative' is \"no\"" in wrong.json()["error"]["message"] or "speculative" in wrong.json()["error"]["message"]
+    assert "'speculative' is" in wrong.text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srt.messages import GroupUsage
+from srt.messages import Finish, GroupUsage
 from srt.scheduler.planner import plan_step
 from srt.scheduler.stats import REPORT_NS, Reporter
 from tests.scheduler.support import world
@@ -90,6 +90,22 @@ def test_hits_queries_and_evictions_are_counted_in_tokens() -> None:
     assert inside.stats is not None
     assert (inside.stats.cache_queries_tokens, inside.stats.cache_hit_tokens) == (123, 40)
     assert inside.stats.evicted_tokens == (10 + 11 - 12) * 4
+
+
+def test_the_time_from_a_cancel_to_free_pages_is_counted_once_for_each_cancelled_request() -> None:
+    inside = world(rows=1, overlap=True)
+    running, waiting, finished = inside.send([1, 2, 3], 50), inside.send([4, 5, 6], 50), inside.send([7], 1)
+    inside.abort(waiting)
+    counts = inside.scheduler.state.totals.cancel_to_free_counts
+    assert counts[0] == sum(counts) == 1, "one that waits holds nothing"
+    inside.abort(running)
+    assert sum(counts) == 1, "steps in flight still name its row"
+    inside.run()
+    assert sum(counts) == 2
+    assert finished.ending == Finish("length")
+    assert inside.stats is not None
+    assert inside.stats.cancel_to_free_counts == tuple(counts)
+    assert inside.stats.cancel_to_free_s == inside.scheduler.state.totals.cancel_to_free_s > 0
 
 
 def test_a_plan_without_work_is_no_step() -> None:

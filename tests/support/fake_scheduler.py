@@ -152,7 +152,7 @@ class FakeScheduler:
             timing = Timing(queue_s=total_s / 4, first_token_s=total_s / 2, total_s=total_s)
         return Emission(row.admit.rid, tuple(tokens), finish, (prompt_tokens - 1) // 16 * 16, 0, timing)
 
-    def report(self, **changes: float) -> None:
+    def report(self, **changes: Any) -> None:
         """Send gauges upwards."""
         pools = (GroupUsage("full", 1000, 900, 60, 40, 30), GroupUsage("sliding", 500, 450, 40, 10, 5))
         stats = SchedulerStats(

@@ -36,7 +36,7 @@ def make_plan(model: Path, port: int, *, vocab_size: int, context_length: int = 
         model=ModelFacts(
             path=str(model), architecture="Step3p5ForCausalLM", model_type="step3p5", dtype="bfloat16",
             vocab_size=vocab_size, context_length=context_length, bos_token_id=0, eos_token_ids=(1,), groups=(),
-            weight_bytes={},
+            weight_bytes={"text": 2_000_000},
         ),
         device=DeviceFacts("cpu", "test", 1 << 30, 2),
         dtype="float32",

@@ -122,6 +122,11 @@ class Steps:
             if pages:
                 self._updates.append(PageUpdate(group, [row], [0], [hit], list(pages)))
 
+    def misplace(self, row: int, group: int, index: int, page: int) -> None:
+        """Put a wrong page in place of a row's `index`-th one, as a fault of the page table would."""
+        self.pages[row][group][index] = page
+        self._updates.append(PageUpdate(group, [row], [index], [1], [page]))
+
     def run(self, counts: dict[int, int], drafts: int = 0) -> StepResult:
         """One step: row -> tokens to compute. A row that reaches its last token emits, and checks up to `drafts`
         guesses."""

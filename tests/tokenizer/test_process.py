@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 import zmq
 
+from srt.errors import ErrorCode
 from srt.messages import (
     Abort,
     Admit,
     Cancel,
+    ChatPrompt,
     Delta,
     Deltas,
     Emission,
@@ -74,6 +77,11 @@ def request(rid: str, **sampling: Any) -> Generate:
     return Generate(rid, TextPrompt("hello world"), SamplingParams(**sampling), stream=True)
 
 
+def chat(rid: str, *messages: dict[str, Any]) -> Generate:
+    """A chat request."""
+    return Generate(rid, ChatPrompt(json.dumps(messages).encode()), SamplingParams(), stream=True)
+
+
 def test_a_request_that_is_cancelled_before_its_prompt_was_tokenized_never_reaches_the_scheduler(
     between: Between,
 ) -> None:
@@ -131,3 +139,29 @@ def test_a_prompt_of_ids_reaches_the_scheduler_as_it_is(between: Between) -> Non
     between.process.turn()
     [admitted] = between.heard_by(between.scheduler, 1)
     assert (admitted.token_ids, admitted.stop.max_new_tokens, admitted.received_ns) == (pack_ids([7, 8]), 3, 99)
+
+
+def test_arguments_nested_too_deeply_refuse_one_request_and_the_process_goes_on(between: Between) -> None:
+    arguments = '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    between.tell(chat("deep", {"role": "assistant", "content": None, "tool_calls": [call]}), request("next"))
+    between.process.turn()
+    between.process.turn()
+    [failed] = between.heard_by(between.api, 1)
+    assert (failed.rid, failed.code) == ("deep", ErrorCode.INVALID_REQUEST)
+    assert failed.param == "messages[0].tool_calls[0].function.arguments"
+    assert [admitted.rid for admitted in between.heard_by(between.scheduler, 1)] == ["next"]
+
+
+def test_a_bug_in_tokenizing_one_prompt_ends_that_request_with_an_incident_that_the_log_has(
+    between: Between, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(text: str, *, add_special_tokens: bool) -> list[int]:
+        raise ZeroDivisionError(text)
+
+    monkeypatch.setattr(between.process.vocabulary, "encode", broken)
+    between.tell(request("a"))
+    between.process.turn()
+    [failed] = between.heard_by(between.api, 1)
+    assert (failed.rid, failed.code) == ("a", ErrorCode.INTERNAL)
+    assert failed.text.rsplit(" ", 1)[1] in caplog.text

@@ -92,6 +92,12 @@ def test_the_template_is_the_operators_then_the_checkpoints_own(tmp_path: Path) 
     assert find_template(tmp_path, {}, str(tmp_path / "own")) == "o"
     with pytest.raises(StartupError, match="cannot be read"):
         find_template(tmp_path, {}, str(tmp_path / "missing"))
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff{{")
+    with pytest.raises(StartupError, match="jinja cannot be read"):
+        find_template(tmp_path, {}, None)
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.json").unlink()
+    assert find_template(tmp_path, {"chat_template": [5, {"name": "default"}]}, None) is None
     with pytest.raises(StartupError, match="not valid"):
         ChatTemplate("{% if %}", {})
 
@@ -121,11 +127,31 @@ def test_messages_are_brought_into_the_form_that_templates_expect(prompter: Prom
     )
 
 
+def test_a_final_message_in_parts_can_be_continued(prompter: Prompter, vocabulary: Vocabulary) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    for content in ("ab", parts):
+        opened = rendered(prompter, vocabulary, {"role": "assistant", "content": content}, continue_final_message=True)
+        assert opened.endswith("<|im_start|>assistant\nab")
+
+
 def test_parts_are_joined_for_a_template_that_wants_text(vocabulary: Vocabulary) -> None:
     template = ChatTemplate("{% for m in messages %}{{ m.content.upper() }}{% endfor %}", {})
     prompter = Prompter(vocabulary, template, CONTEXT)
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert rendered(prompter, vocabulary, {"role": "user", "content": parts}) == "A\nB"
+
+
+def test_json_that_is_too_deep_to_be_built_is_refused_by_its_name(prompter: Prompter) -> None:
+    deep = b"[" * 5_000 + b"]" * 5_000
+    user = b'[{"role": "user", "content": "x"}]'
+    for name, prompt in (
+        ("messages", ChatPrompt(b'[{"role": "user", "content": "x", "extra": %b}]' % deep)),
+        ("tools", ChatPrompt(user, tools=b'[{"function": %b}]' % deep)),
+        ("chat_template_kwargs", ChatPrompt(user, template_kwargs=b'{"a": %b}' % deep)),
+    ):
+        with pytest.raises(ServingError, match=f"'{name}' is nested too deeply") as caught:
+            prompter.packed_ids(prompt)
+        assert caught.value.param == name
 
 
 @pytest.mark.parametrize(
@@ -180,6 +206,15 @@ def test_what_a_request_leaves_open_comes_from_the_checkpoint_then_is_neutral() 
     assert sampling.seed >= 0
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", "hot"), ("temperature", -1), ("top_p", 0), ("top_p", 7), ("top_k", 0.5), ("min_p", 2)],
+)
+def test_a_checkpoint_whose_sampling_makes_no_sense_is_refused_at_the_start(name: str, value: Any) -> None:
+    with pytest.raises(StartupError, match=rf"generation_config.json: .*\$\.{name}"):
+        SamplingDefaults.of({name: value})
+
+
 def test_seeds_that_nobody_gave_come_from_the_servers_seed() -> None:
     drawn = [resolver().resolve(SamplingParams(), 8)[0].seed for _ in range(2)]
     assert drawn[0] == drawn[1]
@@ -196,6 +231,12 @@ def test_an_implied_limit_shrinks_to_the_room_and_a_given_one_must_fit() -> None
         resolver().resolve(SamplingParams(max_new_tokens=29), 100)
     with pytest.raises(ServingError, match="the prompt has 128 tokens; the context length is 128"):
         resolver().resolve(SamplingParams(), 128)
+
+
+def test_no_new_tokens_may_follow_a_prompt_that_fills_the_context() -> None:
+    assert resolver().resolve(SamplingParams(max_new_tokens=0), CONTEXT)[1].max_new_tokens == 0
+    with pytest.raises(ServingError, match="the prompt has 129 tokens; the context length is 128"):
+        resolver().resolve(SamplingParams(max_new_tokens=0), CONTEXT + 1)
 
 
 def test_ids_survive_packing() -> None:

@@ -61,3 +61,9 @@ def test_a_tokenizer_without_the_byte_level_decoder_is_refused_with_its_name(tmp
     (tmp_path / "tokenizer.json").write_text('{"decoder": {"type": "Metaspace"}}')
     with pytest.raises(StartupError, match="Metaspace"):
         Vocabulary(tmp_path)
+
+
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"decoder": {"type": "ByteLevel"}}')
+    with pytest.raises(StartupError, match=r"tokenizer\.json is not a tokenizer"):
+        Vocabulary(tmp_path)
