@@ -24,8 +24,8 @@ class Stream:
     """One prompt's answer: what has come and is not yet taken, and totals."""
 
     __slots__ = (
-        "arrived_at", "cached_tokens", "completion_tokens", "finish", "first_at", "index", "name", "pending_ids",
-        "pending_text", "prompt_tokens", "retractions", "speculation", "ticket", "timing", "told", "wire_id",
+        "arrived_at", "cached_tokens", "completion_tokens", "finish", "first_at", "index", "last", "name",
+        "pending_ids", "pending_text", "prompt_tokens", "retractions", "ticket", "told", "wire_id",
     )  # fmt: skip
 
     def __init__(self, ticket: Ticket, index: int, name: str, wire_id: str) -> None:
@@ -39,13 +39,23 @@ class Stream:
         self.cached_tokens = 0
         self.completion_tokens = 0
         self.retractions = 0
-        self.speculation: SpeculationCounts | None = None
         self.finish: Finish | None = None
-        self.timing: Timing | None = None
+        self.last: Delta | None = None
+        """What came last: it has the counts of the whole request, and its times once it has ended."""
         self.told = False
         """The ending has been written to the client."""
         self.first_at = 0.0
         self.arrived_at = 0.0
+
+    @property
+    def timing(self) -> Timing | None:
+        """Stages of an ended request."""
+        return None if self.last is None else self.last.timing
+
+    @property
+    def speculation(self) -> SpeculationCounts | None:
+        """What guessing ahead came to so far."""
+        return None if self.last is None else self.last.speculation
 
     def merge(self, delta: Delta) -> None:
         """Add a delta to what waits to be taken."""
@@ -56,9 +66,8 @@ class Stream:
         self.prompt_tokens = delta.prompt_tokens or self.prompt_tokens
         self.cached_tokens = delta.cached_tokens or self.cached_tokens
         self.retractions = max(self.retractions, delta.retractions)
-        self.speculation = delta.speculation or self.speculation
         self.finish = delta.finish
-        self.timing = delta.timing
+        self.last = delta
 
     def take(self) -> tuple[str, list[int]]:
         """Text and ids since the last time."""
