@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -60,12 +60,26 @@ def _launch(options: Sequence[str]) -> int:
     environment = dict(os.environ)
     request = msgspec.structs.replace(
         request,
-        api_key=request.api_key or environment.get("SRT_API_KEY"),
-        admin_api_key=request.admin_api_key or environment.get("SRT_ADMIN_API_KEY"),
+        api_key=_key(request.api_key, "--api-key", environment),
+        admin_api_key=_key(request.admin_api_key, "--admin-api-key", environment),
     )
     from srt.launch.start import launch  # here: a wrong option is answered before sockets are imported
 
     return launch(request, environment)
+
+
+def _key(given: str | None, flag: str, environment: Mapping[str, str]) -> str | None:
+    """A key from the command line, or else from the environment; None if nobody gave one.
+
+    Raises: StartupError if it is empty or could not be sent: such a key would lock nobody out, or everybody.
+    """
+    variable = "SRT_" + flag.strip("-").replace("-", "_").upper()
+    source, key = (variable, environment.get(variable)) if given is None else (flag, given)
+    if key is not None and not (key and all("!" <= character <= "~" for character in key)):
+        raise StartupError(
+            f"{source} is {'not visible ASCII' if key else 'empty'}; a key has 1 or more visible ASCII characters"
+        )
+    return key
 
 
 def _evaluate(options: Sequence[str]) -> int:

@@ -38,6 +38,8 @@ def test_without_words_it_says_what_it_can_do() -> None:
         (["lunch"], "unknown command 'lunch'"),
         (["launch", "--prot", "1"], "unknown option --prot; did you mean --port"),
         (["launch", "--model-path", "nowhere"], "--model-path is nowhere; there is no such directory"),
+        (["launch", "--model-path", ".", "--api-key", ""], "--api-key is empty"),
+        (["launch", "--model-path", ".", "--admin-api-key", "a b"], "--admin-api-key is not visible ASCII"),
         (["launch", "--model-path", "builtin:huge"], "no such directory; built in: builtin:tiny"),
         (["eval", "--cuont", "3"], "--cuont"),
         (["launch", "--model-path", ".", "--device", "cuda"], "CUDA path arrives with a later version"),
@@ -50,6 +52,11 @@ def test_a_mistake_is_one_sentence_and_status_1(words: list[str], sentence: str)
     assert done.stderr.startswith("server: error: ")
     assert sentence in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_empty_key_in_the_environment_is_not_taken_for_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRT_ADMIN_API_KEY", "")
+    assert "SRT_ADMIN_API_KEY is empty" in server("launch", "--model-path", ".").stderr
 
 
 def test_a_taken_port_is_one_sentence_before_anything_is_read() -> None:

@@ -55,13 +55,16 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _noted("the next step is planned ahead unless --disable-overlap-schedule is given", "--async-scheduling"),
     _noted("a CPU runs without graphs", "--enforce-eager", "--disable-cuda-graph", "--disable-decode-cuda-graph"),
     _noted("there is no such kernel here", "--disable-cascade-attn", "--disable-custom-all-reduce"),
+    _noted("/metrics says it, no line is logged for it", "--disable-log-stats"),
     _noted("requests are logged only with --log-requests", "--disable-log-requests", "--no-enable-log-requests"),
     _noted("no warm-up request is sent through the server", "--skip-server-warmup"),
     # --- memory and scheduling ---
     _refused(NO_FRACTION, "--mem-fraction-static", "--gpu-memory-utilization"),
     _refused("give the size of the KV pool in tokens: --max-total-tokens", "--kv-cache-memory-bytes"),
     _refused("a step's prompt tokens are bounded by --chunked-prefill-size", "--max-prefill-tokens"),
-    _refused("requests are admitted by the pages that are free, not by an estimate", "--schedule-conservativeness"),
+    _refused("how much of their limits requests will use is learned as they end", "--schedule-conservativeness"),
+    _refused("texts and ids in streams of /generate are cumulative", "--incremental-streaming-output"),
+    _refused("metrics have the prefix sglang:", "--metrics-prefix", accepts=("sglang",)),
     _refused("cached prefixes are evicted least recently used first", "--radix-eviction-policy", accepts=("lru",)),
     _refused(
         "there are no priorities in this version; see --schedule-policy",
@@ -100,7 +103,10 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
         "--max-seq-len-to-capture",
     ),
     _refused("the model is not compiled", "--enable-torch-compile", "--torch-compile-max-bs", "--compilation-config"),
-    _refused("results are not promised to be bit-equal between batch shapes", "--enable-deterministic-inference"),
+    _refused(
+        "native CPU kernels give the same bits in every batch anyway, other backends do not promise it",
+        "--enable-deterministic-inference",
+    ),
     _refused("sleeping and waking are not supported", "--enable-memory-saver", "--enable-sleep-mode"),
     # --- more than one machine or replica ---
     _refused(NO_CLUSTER, "--dp-size", "--dp", "--data-parallel-size", accepts=("1",)),
