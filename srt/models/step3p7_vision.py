@@ -6,7 +6,7 @@ twice, and a projection brings what is left to the text width. A 728 px view giv
 on its neighbours. Every rank holds the whole tower.
 
 N views, P patches a view, W the tower's width, H the text width.
-Source: docs/step3p7.md, part "vision".
+Source: docs/images.md.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import msgspec
 import setproctitle
@@ -22,6 +22,9 @@ from srt.errors import ErrorCode, ServingError
 from srt.tiles import TileFiles
 from srt.tokenizer.image_jobs import Job, Made, Outcome, Refused, Setup, receive, refuse, send
 from srt.tokenizer.images import make_views
+
+NICENESS: Final = 10
+"""Text goes first where cores are wanted by both."""
 
 
 def from_base64(text: bytes, limit: int) -> bytes:
@@ -75,6 +78,7 @@ def serve(jobs: IO[bytes], outcomes: IO[bytes], limit: Callable[[float], object]
 def main() -> None:
     """Entry of the process."""
     setproctitle.setproctitle("srt:image")
+    os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the server stops in order
     # What a library prints must not come between messages.
     outcomes = os.fdopen(os.dup(1), "wb")

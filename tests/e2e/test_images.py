@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import random
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import pytest
 import torch
 
 from srt.configs.models import read_facts
+from srt.evaluation.ask import Questions, ask_all
+from srt.evaluation.command import EVALUATED
 from tests.support.checkpoints import write_checkpoint
 from tests.support.pictures import ROOMY, data_uri, file_of, picture
 from tests.support.server import Answer, Server
@@ -121,8 +124,8 @@ def crowd(seed: int) -> tuple[list[Question], list[bytes]]:
     return questions, files
 
 
-@pytest.mark.parametrize("page_size", [16, 1])
-def test_64_concurrent_requests_with_images_answer_as_one_at_a_time(tiny: Path, page_size: int) -> None:
+@pytest.mark.parametrize(("page_size", "dtype"), [(16, "float32"), (1, "bfloat16")])
+def test_64_concurrent_requests_with_images_answer_as_one_at_a_time(tiny: Path, page_size: int, dtype: str) -> None:
     questions, files = crowd(page_size)
 
     def parts(question: Question) -> list[str | bytes]:
@@ -130,7 +133,7 @@ def test_64_concurrent_requests_with_images_answer_as_one_at_a_time(tiny: Path, 
 
     used = {part for question in questions for part in question.parts if isinstance(part, int)}
     count = sum(isinstance(part, int) for question in questions for part in question.parts)
-    arguments = ["--model-path", str(tiny), "--dtype", "float32", "--page-size", str(page_size)]
+    arguments = ["--model-path", str(tiny), "--dtype", dtype, "--page-size", str(page_size)]
     with Server(*arguments) as server:
         with ThreadPoolExecutor(64) as pool:
             together = list(pool.map(lambda question: ask(server, *parts(question)), questions))
@@ -148,6 +151,18 @@ def test_64_concurrent_requests_with_images_answer_as_one_at_a_time(tiny: Path, 
             one["usage"]["prompt_tokens_details"]["image_tokens"]
             == (other["usage"]["prompt_tokens_details"]["image_tokens"])
         )
+
+
+def test_the_built_in_model_sees_what_is_in_images() -> None:
+    """Shapes, digits and one of several images, from 8 clients at once; in the long run 99 of 100 are right."""
+    families = tuple(name for name, kind in EVALUATED.items() if kind == "images")
+    with Server("--model-path", "builtin:tiny") as server:
+        questions = Questions(server.url, families, 10, 8, 17, True)
+        asked = asyncio.run(ask_all(questions, quiet=True)).asked
+        assert server.metric("images_encoded_total") > 30
+    wrong = [item for items in asked.values() for item in items if not item.right]
+    assert len(asked) == 3
+    assert len(wrong) <= 2
 
 
 def test_prefixes_hit_across_images_by_content_and_layout(server: Server) -> None:

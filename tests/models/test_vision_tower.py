@@ -163,12 +163,13 @@ def test_names_of_transformers_load_to_the_same_tower(nano: Path, truth: Any, tm
         assert torch.equal(load_tower(tmp_path).encode(views), load_tower(nano).encode(views))
 
 
-def test_a_view_has_the_same_features_in_any_batch(nano: Path) -> None:
-    tower, views = load_tower(nano), noise(5, 504, 8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_view_has_the_same_bits_of_features_in_any_batch(nano: Path, dtype: torch.dtype) -> None:
+    tower, views = load_tower(nano, dtype), noise(5, 504, 8)
     with torch.inference_mode():
         together = tower.encode(views)
         alone = torch.cat([tower.encode(views[at : at + 1]) for at in range(5)])
-    assert_close(together, alone)
+    assert torch.equal(together, alone)
 
 
 def test_bfloat16_features_stay_close_to_float32(nano: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
 from srt.tokenizer.vocabulary import Vocabulary
+from tests.support.site import Site
 from tests.support.tokens import write_tokenizer
 
 
@@ -29,3 +31,11 @@ def reference(model: Path) -> Tokenizer:
 def vocabulary(model: Path) -> Vocabulary:
     """Ours."""
     return Vocabulary(model)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    made = Site()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()

@@ -20,6 +20,7 @@ from srt.tokenizer.image_pool import ImagePool
 from srt.tokenizer.images import make_views
 from srt.tokenizer.media import Fetcher
 from tests.support.pictures import ROOMY, STEP, file_of, picture
+from tests.support.site import HOSTS, Site, names, redirect, send_body
 
 LIMITS = ImageLimits(bytes=8 << 20, pixels=1 << 26, tokens=262_144)
 Outcomes = dict[int, Outcome]
@@ -146,6 +147,24 @@ def test_memory_of_an_image_process_stays_flat_under_attack(pool: Pool) -> None:
             assert isinstance(pool.do(attack), Refused)
     assert child.is_running()
     assert child.memory_info().rss < before + (32 << 20)
+
+
+def test_a_fetched_image_is_made_like_one_in_the_request(tmp_path: Path, site: Site) -> None:
+    data = file_of(picture(300, 200))
+    site.answers = {"/a.png": lambda handler: send_body(handler, data), "/b.png": redirect("http://127.0.0.1/")}
+    fetcher = Fetcher(["img.example.com"], LIMITS.bytes, 5.0, names(HOSTS), site.connect)
+    pool = Pool(tmp_path, 1, 30.0, fetcher)
+    try:
+        pool.pool.fetch(1, "http://img.example.com/a.png", crops=True)
+        pool.pool.fetch(2, "http://img.example.com/b.png", crops=True)
+        pool.pool.submit(3, Job(data, base64=False, crops=True))
+        outcomes = pool.wait(3)
+    finally:
+        pool.pool.close()
+    assert outcomes[1] == outcomes[3]
+    refused = outcomes[2]
+    assert isinstance(refused, Refused)
+    assert "'127.0.0.1' are not fetched" in refused.text
 
 
 def test_a_pool_leaves_no_process_behind(tmp_path: Path) -> None:
