@@ -281,10 +281,10 @@ class ServerConfig(msgspec.Struct, frozen=True):
         Option(
             SPECULATION,
             "What guesses tokens ahead: MTP modules, earlier text, or nothing; never changes an answer. "
-            "NEXTN and EAGLE are taken as mtp.",
+            "auto is mtp where the checkpoint has modules; NEXTN and EAGLE are taken as mtp.",
             choices=("auto", "mtp", "ngram", "off", "NEXTN", "EAGLE", "NGRAM"),
         ),
-    ] = "auto"
+    ] = "off"
     speculative_num_steps: Annotated[
         int | None,
         Option(

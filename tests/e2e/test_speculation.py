@@ -84,7 +84,7 @@ def test_43_greedy_answers_take_at_least_3_2_tokens_a_step() -> None:
         for family in FAMILIES
         for example in evaluation_set(family, 4)
     ]
-    with Server("--model-path", str(TINY)) as server:
+    with Server("--model-path", str(TINY), "--speculative-algorithm", "auto") as server:
         for body in asked:
             assert server.request("POST", "/v1/chat/completions", body).status == 200
         assert server.metric("spec_accept_length") >= GATE
@@ -96,7 +96,7 @@ def test_32_a_request_tells_what_guessing_came_to_and_can_do_without() -> None:
         "text": "<|im_start|>user\nCount from 1 to 30.<|im_end|>\n<|im_start|>assistant\n<think>\n",
         "sampling_params": {"temperature": 0, "max_new_tokens": 60, "ignore_eos": True},
     }
-    with Server("--model-path", str(TINY)) as server:
+    with Server("--model-path", str(TINY), "--speculative-algorithm", "auto") as server:
         guessed = server.request("POST", "/generate", body).json
         plain = server.request("POST", "/generate", {**body, "speculative": "off"}).json
         wrong = server.request("POST", "/generate", {**body, "speculative": "no"})
