@@ -70,7 +70,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_01_06_27_31_answers_are_those_without_guesses(setting: str, plain: list[Any]) -> None:
-    with Server("--model-path", str(TINY), *SETTINGS[setting]) as server:
+    with Server("--model-path", str(TINY), "--speculative-algorithm", "auto", *SETTINGS[setting]) as server:
         assert answers(server, bodies()) == plain
         assert server.metric("spec_accepted_tokens_total") > 0
         assert server.metric("kv_pages_leaked") == 0
