@@ -86,14 +86,16 @@ def resolve_drafting(server: ServerConfig, model: ModelFacts) -> Drafting:
 def _asked(server: ServerConfig) -> Asked:
     config = Config() if server.speculative_config is None else read_speculative_config(server.speculative_config)
     name, flag = server.speculative_algorithm, "--speculative-algorithm"
-    if name == "auto" and config.method is not None:
+    if name in (None, "auto") and config.method is not None:
         name, flag = config.method, "--speculative-config method"
     drafts = server.speculative_num_steps
     if drafts is None:
         drafts = config.num_speculative_tokens
     if drafts is not None and not 1 <= drafts <= 64:
         raise StartupError(f"--speculative-config num_speculative_tokens is {drafts}; it must be 1 to 64")
-    if name == "auto":
+    if name is None and drafts is None and draft_model_path(server) is None:
+        return Asked("off", None, "not asked for")
+    if name is None or name == "auto":
         return Asked(None, drafts, "auto")
     if name.lower() not in ALGORITHMS:
         raise StartupError(f"{flag} is {name!r}; it must be one of {', '.join(ALGORITHMS)}")

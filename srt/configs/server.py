@@ -277,14 +277,15 @@ class ServerConfig(msgspec.Struct, frozen=True):
     ] = None
 
     speculative_algorithm: Annotated[
-        str,
+        str | None,
         Option(
             SPECULATION,
             "What guesses tokens ahead: MTP modules, earlier text, or nothing; never changes an answer. "
             "auto is mtp where the checkpoint has modules; NEXTN and EAGLE are taken as mtp.",
+            unset="off, or auto if another of these is given",
             choices=("auto", "mtp", "ngram", "off", "NEXTN", "EAGLE", "NGRAM"),
         ),
-    ] = "off"
+    ] = None
     speculative_num_steps: Annotated[
         int | None,
         Option(

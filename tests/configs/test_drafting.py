@@ -65,7 +65,8 @@ def test_what_is_wrong_is_said_in_a_sentence(options: dict[str, str], sentence: 
 
 
 def test_a_checkpoint_without_modules_says_so_and_runs_without() -> None:
-    server = ServerConfig(model_path="checkpoint")
+    assert reason(resolve(ServerConfig(model_path="checkpoint"), BARE, DEVICE)) == "off because not asked for"
+    server = ServerConfig(model_path="checkpoint", speculative_algorithm="auto")
     made = resolve(server, BARE, DEVICE)
     assert made.drafting == DraftTraits()
     assert "the checkpoint has no MTP modules" in reason(made)
