@@ -12,113 +12,24 @@ participles. Long id lists travel as little-endian int32 bytes: a 32k prompt dec
 
 from __future__ import annotations
 
-from typing import Final, Literal
-
-import msgspec
+from typing import Final
 
 from srt.errors import ErrorCode
-
-
-class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """Base of all messages: immutable, tagged with its class name, defaults are not sent."""
-
+from srt.payloads import ChatPrompt as ChatPrompt
+from srt.payloads import Finish as Finish
+from srt.payloads import GroupUsage as GroupUsage
+from srt.payloads import ImageSource as ImageSource
+from srt.payloads import ImageSpan as ImageSpan
+from srt.payloads import Message as Message
+from srt.payloads import SamplingParams as SamplingParams
+from srt.payloads import SamplingSpec as SamplingSpec
+from srt.payloads import SpeculationCounts as SpeculationCounts
+from srt.payloads import StopSpec as StopSpec
+from srt.payloads import TextPrompt as TextPrompt
+from srt.payloads import Timing as Timing
+from srt.payloads import TokenPrompt as TokenPrompt
 
 # --- requests on their way down -------------------------------------------------------------------------
-
-
-class SamplingSpec(Message, frozen=True):
-    """How the worker turns logits into a token. Filters apply in the order top_k, top_p, min_p.
-
-    `temperature` 0 is greedy. `top_k` 0 keeps all. `seed` names the noise: a token drawn at position p of a
-    request depends on (seed, p) and the logits only, so that batch, chunking and retraction cannot change it.
-    Until `min_new_tokens` tokens exist the ids of `suppressed_ids` (end and stop ids) cannot be drawn.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    min_new_tokens: int = 0
-    suppressed_ids: tuple[int, ...] = ()
-
-
-class StopSpec(Message, frozen=True):
-    """What ends a request. `token_ids` holds the end-of-sequence ids too, unless the caller ignores them."""
-
-    max_new_tokens: int
-    token_ids: tuple[int, ...] = ()
-    texts: tuple[str, ...] = ()
-    keep_text: bool = False
-    """Leave the matched stop text in the answer (`no_stop_trim`)."""
-
-
-class TextPrompt(Message, frozen=True):
-    """A prompt as text; `add_special_tokens` lets the tokenizer put its own opening tokens in front."""
-
-    text: str
-    add_special_tokens: bool = True
-
-
-class TokenPrompt(Message, frozen=True):
-    """A prompt as token ids, int32 little-endian."""
-
-    token_ids: bytes
-
-
-class ChatPrompt(Message, frozen=True):
-    """A prompt as chat messages: JSON texts as the client sent them, rendered by the checkpoint's template."""
-
-    messages: bytes
-    tools: bytes = b""
-    template_kwargs: bytes = b""
-
-
-class ImageSource(Message, frozen=True):
-    """An image as the client gave it: a data URI, base64, or the URL of a listed host.
-
-    `detail` "low" shows the model the global view alone, "high" and "auto" crops too, where it is large enough.
-    """
-
-    text: str
-    detail: Literal["auto", "low", "high"] = "auto"
-
-
-class ImageSpan(Message, frozen=True):
-    """An image in a prompt: its tokens are `[start, start + tokens)`.
-
-    `key` is a hash of all that the model sees of it; its pixels wait in the file of that name (`srt/tiles.py`).
-    It has `columns` x `rows` crops and a global view.
-    """
-
-    key: bytes
-    start: int
-    tokens: int
-    columns: int
-    rows: int
-
-
-class SamplingParams(Message, frozen=True):
-    """What a client asked for, checked for type and range, before anything about the model is known.
-
-    `None` means: not given; the tokenizer fills in the checkpoint's generation_config or the neutral value.
-    `max_new_tokens` must fit behind the prompt. Where it is not given, `usual_new_tokens` is cut to the room that
-    is left; without that either, all the room is used.
-    """
-
-    max_new_tokens: int | None = None
-    usual_new_tokens: int | None = None
-    min_new_tokens: int = 0
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    no_stop_trim: bool = False
 
 
 class Generate(Message, frozen=True):
@@ -136,6 +47,8 @@ class Generate(Message, frozen=True):
     """In the order in which the prompt shows them."""
     received_ns: int = 0
     """`time.monotonic_ns()` when the API process took the request."""
+    speculative: bool = True
+    """Guess ahead, where the server has a drafter. Never changes the answer."""
 
 
 class Cancel(Message, frozen=True):
@@ -156,6 +69,8 @@ class Admit(Message, frozen=True):
     """`time.monotonic_ns()` when the API process took the request."""
     images: tuple[ImageSpan, ...] = ()
     """In the order of `start`."""
+    speculative: bool = True
+    """Guess ahead, where the server has a drafter. Never changes the answer."""
 
 
 class Abort(Message, frozen=True):
@@ -173,22 +88,6 @@ class StopMatched(Message, frozen=True):
 # --- answers on their way up ----------------------------------------------------------------------------
 
 
-class Finish(Message, frozen=True):
-    """Why a request ended. `matched` is the stop id or stop text for kind "stop"."""
-
-    kind: Literal["stop", "length", "abort"]
-    matched: int | str | None = None
-    text: str = ""
-
-
-class Timing(Message, frozen=True):
-    """Stages of a request in seconds since it was received, filled in when it closes."""
-
-    queue_s: float = 0.0
-    first_token_s: float = 0.0
-    total_s: float = 0.0
-
-
 class Emission(Message, frozen=True):
     """New tokens of one request, its closing if `finish` is set."""
 
@@ -198,6 +97,8 @@ class Emission(Message, frozen=True):
     cached_tokens: int = 0
     retractions: int = 0
     timing: Timing | None = None
+    speculation: SpeculationCounts | None = None
+    """Of the request so far; None if it never had guesses to check."""
 
 
 class Emitted(Message, frozen=True):
@@ -222,6 +123,7 @@ class Delta(Message, frozen=True):
     retractions: int = 0
     finish: Finish | None = None
     timing: Timing | None = None
+    speculation: SpeculationCounts | None = None
 
 
 class Deltas(Message, frozen=True):
@@ -301,17 +203,6 @@ class CallFailed(Message, frozen=True):
     param: str | None = None
 
 
-class GroupUsage(Message, frozen=True):
-    """Tokens of one KV group's pool by owner; free + requests + tree = total."""
-
-    name: str
-    total_tokens: int
-    free_tokens: int
-    request_tokens: int
-    tree_tokens: int
-    evictable_tokens: int
-
-
 CANCEL_TO_FREE_BOUNDS_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 """Upper bounds of the buckets in which the scheduler counts how long cancelled requests kept their pages."""
 
@@ -342,6 +233,7 @@ class SchedulerStats(Message, frozen=True):
     image_cache_hits: int = 0
     image_batches: int = 0
     image_encode_s: float = 0.0
+    speculation: SpeculationCounts | None = None
     retracted_waiting: int = 0
     new_token_ratio: float = 0.0
     cancel_to_free_counts: tuple[int, ...] = ()
@@ -416,6 +308,9 @@ class StepPlan(Message, frozen=True):
 
     Row `rows[i]` computes its next `counts[i]` tokens; if `emits[i]` the worker samples the token that follows
     and it becomes the row's next input. A worker refuses a plan whose `step` is not the last one plus one.
+
+    With a drafter, the worker goes on for up to `drafts[i]` tokens that it has guessed itself, samples after each, and
+    keeps what it sampled as far as the guesses agree. `guess` says whether to guess ahead when the step is done.
     """
 
     step: int
@@ -425,10 +320,16 @@ class StepPlan(Message, frozen=True):
     starts: list[RowStart] = []
     pages: list[PageUpdate] = []
     freed_rows: list[int] = []
+    drafts: list[int] = []
+    """Empty: none for any row."""
+    guess: bool = True
 
 
 class StepResult(Message, frozen=True):
-    """What a step sampled: for each emitting row in plan order, `token_counts[i]` of `token_ids`."""
+    """What a step sampled: for each emitting row in plan order, `token_counts[i]` of `token_ids`.
+
+    `drafted[i]` guesses were checked for it, of which all but the last of its tokens were right; empty: none at all.
+    """
 
     step: int
     token_ids: list[int]
@@ -436,6 +337,9 @@ class StepResult(Message, frozen=True):
     elapsed_us: int
     images: ImageWork | None = None
     """None if the step looked at no image."""
+    drafted: list[int] = []
+    guess_us: int = 0
+    """Part of `elapsed_us` that went into guesses for the next step."""
 
 
 class WorkerFault(Message, frozen=True):

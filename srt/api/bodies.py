@@ -76,6 +76,7 @@ class GenerateBody(StrictBody, frozen=True):
     return_prompt_token_ids: bool | None = None
     cache_salt: str | None = None
     extra_key: str | None = None
+    speculative: str | None = None
 
 
 class StreamOptions(StrictBody, frozen=True):
@@ -100,6 +101,7 @@ class OpenAIBody(SharedSampling, frozen=True):
     request_id: str | None = None
     cache_salt: str | None = None
     extra_key: str | None = None
+    speculative: str | None = None
 
 
 class CompletionBody(OpenAIBody, frozen=True, kw_only=True):

@@ -116,6 +116,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("request_id", "pc", "the same"),
     _honoured("cache_salt", "gpc", "separates cached prefixes; at most 256 characters"),
     _honoured("extra_key", "gpc", "the same"),
+    _honoured("speculative", "gpc", "off: guess no tokens ahead for this call; the answer is the same"),
     _honoured("abort_all", "a", "abort every request"),
     _honoured("abort_message", "a", "text for the finish_reason of what is aborted"),
     # --- not supported yet

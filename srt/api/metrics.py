@@ -192,6 +192,7 @@ class Exposition(Collector):
         if metrics.stats is not None:
             yield from self._scheduler(metrics.stats)
             yield from self._pools(metrics.stats)
+            yield from self._speculation(metrics.stats)
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
@@ -298,10 +299,31 @@ class Exposition(Collector):
         yield self._counter("scheduler_steps", "Forward passes.", stats.steps)
         yield self._counter("scheduler_idle_seconds", "Time without a step.", stats.idle_s)
 
+    def _speculation(self, stats: SchedulerStats) -> Iterator[Metric]:
+        """Absent from a server that does not guess; else from the first step with guesses on."""
+        counts = stats.speculation
+        if counts is None:
+            return
+        right = [sum(counts.histogram[position + 1 :]) for position in range(len(counts.histogram) - 1)]
+        yield self._gauge("spec_accept_length", "Tokens a step, guesses included.", 1 + counts.accepted / counts.steps)
+        yield self._gauge("spec_accept_rate", "Share of guesses that were right.", counts.accepted / counts.drafted)
+        yield self._counter("spec_verify_steps", "Steps of a request that checked guesses.", counts.steps)
+        yield self._counter("spec_draft_tokens", "Guesses that were checked.", counts.drafted)
+        yield self._counter("spec_accepted_tokens", "Guesses that were right.", counts.accepted)
+        yield self._labelled(
+            "spec_accepted_tokens_per_position",
+            "Guesses that were right, by place in their chain.",
+            "position",
+            ((str(position), count) for position, count in enumerate(right)),
+        )
+
     def _pools(self, stats: SchedulerStats) -> Iterator[Metric]:
         for group in stats.groups:
-            windowed = any(known.name == group.name and known.window is not None for known in self._plan.groups)
-            yield from self._sliding_pool(group) if windowed else self._full_pool(group)
+            # The draft modules' pool is as large as the sliding one and lives with it; dashboards know no third.
+            if group.name == "sliding":
+                yield from self._sliding_pool(group)
+            elif group.name == "full":
+                yield from self._full_pool(group)
 
     def _full_pool(self, group: GroupUsage) -> Iterator[Metric]:
         usage = group.request_tokens / group.total_tokens if group.total_tokens else 0.0

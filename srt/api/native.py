@@ -77,7 +77,7 @@ class Item:
             finish = orjson.dumps(finish_reason(stream.finish, stream.completion_tokens, stream.ticket.abort_text))
         return (
             b'%b,"prompt_tokens":%d,"completion_tokens":%d,"cached_tokens":%d,"reasoning_tokens":0,'
-            b'"cached_tokens_details":{"device":%d,"host":0},"num_retractions":%d,"weight_version":"%b"%b%b}'
+            b'"cached_tokens_details":{"device":%d,"host":0},"num_retractions":%d,"weight_version":"%b"%b%b%b}'
         ) % (
             finish,
             stream.prompt.tokens,
@@ -87,8 +87,27 @@ class Item:
             stream.retractions,
             WEIGHT_VERSION.encode(),
             b',"image_tokens":%d' % stream.prompt.image_tokens if stream.prompt.image_tokens else b"",
+            _speculation(stream),
             _times(stream),
         )
+
+
+def _speculation(stream: Stream) -> bytes:
+    """What guessing ahead came to. `spec_accept_length` counts tokens of the answer, `spec_acceptance_length` tokens
+    before an ending cut them off."""
+    counts = stream.speculation
+    if counts is None:
+        return b""
+    told = {
+        "spec_verify_ct": counts.steps,
+        "spec_draft_token_num": counts.drafted,
+        "spec_accept_token_num": counts.accepted,
+        "spec_accept_rate": counts.accepted / counts.drafted,
+        "spec_accept_length": stream.completion_tokens / counts.steps,
+        "spec_acceptance_length": 1 + counts.accepted / counts.steps,
+        "spec_accept_histogram": counts.histogram,
+    }
+    return b"," + orjson.dumps(told)[1:-1]
 
 
 def _times(stream: Stream) -> bytes:

@@ -61,6 +61,7 @@ class Request(msgspec.Struct, frozen=True):
     batch: bool = False
     """The client sent a list and gets one."""
     namespace: str = ""
+    speculative: bool = True
     notices: tuple[Notice, ...] = ()
     limit_field: str = "max_new_tokens"
     """How the client calls the limit of new tokens."""
@@ -104,6 +105,7 @@ class Schema:
             stream=body.stream or False,
             batch=batch,
             namespace=_namespace(body.cache_salt, body.extra_key),
+            speculative=_speculative(body.speculative),
             notices=notices,
             return_ids=body.return_prompt_token_ids or False,
             images=_native_images(body.image_data, len(prompts), batch=batch),
@@ -285,6 +287,7 @@ class Schema:
             stream=body.stream or False,
             batch=len(prompts) > 1,
             namespace=_namespace(body.cache_salt, body.extra_key),
+            speculative=_speculative(body.speculative),
             notices=notices,
             limit_field=limit_field,
             include_usage=bool(options and options.include_usage),
@@ -377,6 +380,13 @@ def _namespace(salt: str | None, key: str | None) -> str:
         if value is not None and len(value) > MAX_NAMESPACE_CHARACTERS:
             raise invalid(f"'{name}' has {len(value)} characters, the limit is {MAX_NAMESPACE_CHARACTERS}", name)
     return f"{len(salt or '')}:{salt or ''}{key or ''}" if salt or key else ""
+
+
+def _speculative(choice: str | None) -> bool:
+    """Whether tokens may be guessed ahead for this call."""
+    if choice not in (None, "auto", "off"):
+        raise invalid(f"'speculative' is {shown(choice)}, it must be 'auto' or 'off'", "speculative")
+    return choice != "off"
 
 
 def _check_rid(rid: str, name: str) -> str:

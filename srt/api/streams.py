@@ -64,6 +64,7 @@ class Streams:
                     request.namespace,
                     images=request.images[index] if request.images else (),
                     received_ns=received_ns,
+                    speculative=request.speculative,
                 )
             )
         request.images.clear()

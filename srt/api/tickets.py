@@ -14,7 +14,7 @@ from typing import Any
 
 from srt.api.schema import Request
 from srt.errors import ServingError
-from srt.messages import Delta, Finish, Timing
+from srt.messages import Delta, Finish, SpeculationCounts, Timing
 
 
 class ClientGone(Exception):
@@ -42,8 +42,8 @@ class Stream:
     """One prompt's answer: what has come and is not yet taken, and totals."""
 
     __slots__ = (
-        "arrived_at", "completion_tokens", "finish", "first_at", "index", "name", "pending_ids", "pending_text",
-        "prompt", "retractions", "ticket", "timing", "told", "wire_id",
+        "arrived_at", "completion_tokens", "finish", "first_at", "index", "last", "name", "pending_ids",
+        "pending_text", "prompt", "retractions", "ticket", "told", "wire_id",
     )  # fmt: skip
 
     def __init__(self, ticket: Ticket, index: int, name: str, wire_id: str) -> None:
@@ -57,11 +57,22 @@ class Stream:
         self.completion_tokens = 0
         self.retractions = 0
         self.finish: Finish | None = None
-        self.timing: Timing | None = None
+        self.last: Delta | None = None
+        """What came last: it has the counts of the whole request, and its times once it has ended."""
         self.told = False
         """The ending has been written to the client."""
         self.first_at = 0.0
         self.arrived_at = 0.0
+
+    @property
+    def timing(self) -> Timing | None:
+        """Stages of an ended request."""
+        return None if self.last is None else self.last.timing
+
+    @property
+    def speculation(self) -> SpeculationCounts | None:
+        """What guessing ahead came to so far."""
+        return None if self.last is None else self.last.speculation
 
     def merge(self, delta: Delta) -> None:
         """Add a delta to what waits to be taken."""
@@ -76,7 +87,7 @@ class Stream:
             self.prompt.image_tokens = delta.image_tokens or self.prompt.image_tokens
         self.retractions = max(self.retractions, delta.retractions)
         self.finish = delta.finish
-        self.timing = delta.timing
+        self.last = delta
 
     def take(self) -> tuple[str, list[int]]:
         """Text and ids since the last time."""

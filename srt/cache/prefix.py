@@ -18,14 +18,24 @@ from srt.configs.plan import GroupPlan
 class PrefixCache:
     """Pools, tree and leases of all KV groups.
 
-    `share` False: nothing enters the tree, so nothing is ever found there. `look_ahead` is the number of tokens that
-    a drafter's KV at a position saw beyond it: the last so many rows are neither committed nor used by a hit.
+    `share` False: nothing enters the tree, so nothing is ever found there. A drafter's KV at a position has seen tokens
+    beyond it: the last `hold_back` rows of a sequence are not committed, because that KV may still change, and the
+    last `look_ahead` ones of a match are not used, because the sequence may go on differently.
     """
 
-    def __init__(self, groups: Sequence[GroupPlan], page_size: int, *, share: bool = True, look_ahead: int = 0) -> None:
+    def __init__(
+        self,
+        groups: Sequence[GroupPlan],
+        page_size: int,
+        *,
+        share: bool = True,
+        look_ahead: int = 0,
+        hold_back: int = 0,
+    ) -> None:
         self.groups = tuple(groups)
         self.page_size = page_size
         self.look_ahead = look_ahead
+        self.hold_back = max(look_ahead, hold_back)
         self.pools = [PagePool(group.pages) for group in groups]
         self.tree = RadixTree([group.window for group in groups], page_size, self.pools)
         self.leases: set[Lease] = set()
@@ -129,7 +139,7 @@ class PrefixCache:
         steps have computed, so that steps in flight begin at `settled` or later.
         """
         if self._share:
-            self._grow(lease, token_ids, (known - self.look_ahead) // self.page_size)
+            self._grow(lease, token_ids, (known - self.hold_back) // self.page_size)
         for group, _ in self.tree.reaches:
             self._slide(lease, group, min(self._first_page(settled, group), lease.pages))
 

@@ -28,7 +28,6 @@ def _refused(sentence: str, *names: str, accepts: tuple[str, ...] = ()) -> Forei
     return Foreign(names, sentence, accepts=accepts)
 
 
-NO_SPECULATION: Final = "speculative decoding is not part of this version"
 NO_GRAMMAR: Final = "output cannot be held to a grammar by this version"
 MODEL_DEFAULTS: Final = "sampling defaults are those of generation_config.json"
 IMAGE_LIMITS: Final = "images are limited by --max-images-per-request, --max-image-bytes, --max-image-pixels"
@@ -119,17 +118,10 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _refused(NO_CLUSTER, "--dist-init-addr", "--nccl-init-addr", "--distributed-executor-backend"),
     _refused(NO_CLUSTER, "--disaggregation-mode", accepts=("null",)),
     # --- model, tokenizer, outputs ---
-    _refused(
-        NO_SPECULATION,
-        "--speculative-algorithm",
-        "--speculative-num-steps",
-        "--speculative-eagle-topk",
-        "--speculative-num-draft-tokens",
-        "--speculative-draft-model-path",
-        "--speculative-config",
-        "--enable-multi-layer-eagle",
-        "--spec",
-    ),
+    _refused("guesses form a chain, one candidate each", "--speculative-eagle-topk", accepts=("1",)),
+    _refused("it follows from --speculative-num-steps", "--speculative-num-draft-tokens"),
+    _refused("--speculative-algorithm says which drafter runs", "--spec"),
+    _noted("several MTP modules are always run as such", "--enable-multi-layer-eagle"),
     _refused(NO_PARSERS, "--reasoning-parser", "--tool-call-parser", "--enable-auto-tool-choice"),
     _refused(NO_GRAMMAR, "--grammar-backend", accepts=("none",)),
     _refused(NO_GRAMMAR, "--guided-decoding-backend", "--structured-outputs-config"),

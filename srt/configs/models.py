@@ -12,7 +12,7 @@ from srt.configs.images import read_images
 from srt.configs.plan import ImageConfig, ModelFacts
 from srt.configs.section import Section
 from srt.configs.shards import all_entries
-from srt.configs.step3p7 import Step3p7Config, part_of, read_step3p7
+from srt.configs.step3p7 import Step3p7Config, TextConfig, part_of, read_step3p7
 from srt.errors import StartupError
 
 READERS: Final = {"step3p5": read_step3p7, "step3p7": read_step3p7}
@@ -71,12 +71,12 @@ def read_config(directory: Path) -> Step3p7Config:
     return reader(section, read_json(extra) if extra.is_file() else None)
 
 
-def read_facts(directory: Path, *, with_weights: bool = True) -> ModelFacts:
+def read_facts(directory: Path, *, with_weights: bool = True, draft_directory: Path | None = None) -> ModelFacts:
     """What the processes without torch need to know of the checkpoint in `directory`.
 
     End-of-sequence ids are those of config.json and generation_config.json together: releases list different
     ones in the two, and each of them ends a turn. Without `with_weights` the shards are not looked at, as random
-    weights need none.
+    weights need none. MTP modules are those of the checkpoint in `draft_directory`, if one is given.
     Raises: StartupError as `read_config`; also if no shard is there, if quantised weights are incomplete, or if a
         special token is outside the vocabulary.
     """
@@ -102,6 +102,9 @@ def read_facts(directory: Path, *, with_weights: bool = True) -> ModelFacts:
         coded_bytes += entry.bytes if entry.dtype in CODED else 0
         kv_scales |= entry.name.endswith((".k_scale", ".v_scale"))
     formats = expert_formats(directory, config) if with_weights else announced_formats(config)
+    mtp = config.text
+    if draft_directory is not None:
+        mtp, weight_bytes["mtp"] = _borrowed_modules(config, draft_directory)
     return ModelFacts(
         path=str(directory),
         architecture=config.architecture,
@@ -114,7 +117,8 @@ def read_facts(directory: Path, *, with_weights: bool = True) -> ModelFacts:
         weight_bytes=weight_bytes,
         has_vision=config.vision is not None,
         images=_images(directory, config),
-        mtp_modules=len(config.text.mtp_layers) if weight_bytes["mtp"] else 0,
+        mtp_modules=len(mtp.mtp_layers) if weight_bytes["mtp"] else 0,
+        draft_group=mtp.draft_group() if weight_bytes["mtp"] else None,
         dtype=config.dtype,
         experts=",".join(sorted(set(formats.values()))) or PLAIN,
         producer=config.quant.producer if config.quant is not None else "",
@@ -130,3 +134,23 @@ def _images(directory: Path, config: Step3p7Config) -> ImageConfig | None:
     path = directory / "preprocessor_config.json"
     processor = read_json(path) if path.is_file() else Section({}, path.name)
     return read_images(config.vision, config.images, processor)
+
+
+def _borrowed_modules(config: Step3p7Config, directory: Path) -> tuple[TextConfig, int]:
+    """The language model of another checkpoint whose MTP modules are used, and their bytes.
+
+    Raises: StartupError if it is another model, or has none.
+    """
+    if not directory.is_dir():
+        raise StartupError(f"--draft-model-path is {directory}; there is no such directory")
+    own, other = config.text, read_config(directory).text
+    mine, theirs = ((text.hidden_size, text.vocab_size, text.main_layers) for text in (own, other))
+    if mine != theirs:
+        raise StartupError(
+            f"--draft-model-path {directory} is of another model: hidden size, vocabulary and layers are {theirs}, "
+            f"those of the model {mine}"
+        )
+    size = sum(e.bytes for _, e in all_entries(directory) if part_of(e.name, other.main_layers) == "mtp")
+    if not size:
+        raise StartupError(f"--draft-model-path {directory} has no MTP modules")
+    return other, size

@@ -6,6 +6,8 @@ is) --resolve--> `RuntimePlan`. The resolving function is in `srt/configs/resolv
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from srt.configs.server import ServerConfig
@@ -56,6 +58,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
     has_vision: bool = False
     images: ImageConfig | None = None
     mtp_modules: int = 0
+    draft_group: KVGroupSpec | None = None
+    """The MTP modules' layers."""
     experts: str = "plain"
     """Format of the routed experts: plain, fp8, nvfp4 or nvfp4-a16; with a comma where layers differ."""
     producer: str = ""
@@ -104,6 +108,23 @@ class Choice(msgspec.Struct, frozen=True):
     reason: str
 
 
+class DraftTraits(msgspec.Struct, frozen=True):
+    """How tokens are guessed ahead: all that scheduler, pages, cache and metrics know of a drafter.
+
+    `drafts`: the most tokens that it guesses for a row and step; 0 without a drafter. `modules`: draft modules of the
+    model that it runs; they have a KV group of their own, the last one. `look_ahead`: the last tokens of a sequence
+    that are not shared with others because the draft KV at them saw what came after; 0 shares them, at the price of
+    worse guesses (never other answers) behind a hit.
+    """
+
+    algorithm: Literal["off", "mtp", "ngram"] = "off"
+    drafts: int = 0
+    modules: int = 0
+    look_ahead: int = 0
+    weights_path: str = ""
+    """Checkpoint that the modules are loaded from."""
+
+
 class RuntimePlan(msgspec.Struct, frozen=True):
     """Everything resolved. Sizes in tokens unless the name says otherwise."""
 
@@ -128,4 +149,5 @@ class RuntimePlan(msgspec.Struct, frozen=True):
     random_seed: int
     image_processes: int = 0
     """Processes that decode images, beside the tokenizer; 0 if the model takes none."""
+    drafting: DraftTraits = DraftTraits()
     table: tuple[Choice, ...] = ()

@@ -10,7 +10,8 @@ from typing import Final
 
 import msgspec
 
-from srt.configs.plan import DeviceFacts, GroupPlan, ModelFacts, RuntimePlan
+from srt.configs.drafting import kv_groups, resolve_drafting
+from srt.configs.plan import DeviceFacts, GroupPlan, KVGroupSpec, ModelFacts, RuntimePlan
 from srt.configs.pools import ITEM_BYTES, Limits, PoolRequest, Pools, plan_pools
 from srt.configs.server import ServerConfig
 from srt.configs.startup_table import Reasons, human, startup_table
@@ -28,15 +29,17 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
 
     Raises: StartupError, one sentence with both numbers, if the server cannot run as asked.
     """
-    _check_ranks(server, model)
     _check_domains(server)
     _check_quantization(server, model)
     dtype, dtype_reason = _dtype(server, model)
     limits = _limits(server, model)
     kv_dtype = "fp8_e4m3" if server.kv_cache_dtype.startswith("fp8") else dtype
-    weights = _weights(server, model, dtype)
+    drafting = resolve_drafting(server, model)
+    groups = kv_groups(model, drafting.traits)
+    _check_ranks(server, groups)
+    weights = _weights(server, model, dtype, drafting.traits.modules)
     request = PoolRequest(
-        groups=model.groups,
+        groups=groups,
         dtype=kv_dtype,
         page_size=server.page_size,
         limits=limits,
@@ -61,18 +64,31 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
         max_running_requests=running,
         max_queued_requests=server.max_queued_requests,
         chunked_prefill_size=chunk,
-        max_step_tokens=chunk + running,
+        max_step_tokens=chunk + running * (1 + drafting.traits.drafts),
         steps_in_flight=limits.in_flight,
         worker_threads=max(1, device.cores // server.tp_size),
         random_seed=fresh_seed if server.random_seed is None else server.random_seed,
         image_processes=min(IMAGE_PROCESSES_MAX, device.cores) if model.has_vision else 0,
+        drafting=drafting.traits,
     )
-    reasons = Reasons(dtype=dtype_reason, context=context_reason, pools=pools.reason, running_wanted=limits.running)
+    reasons = Reasons(
+        dtype=dtype_reason,
+        context=context_reason,
+        pools=pools.reason,
+        running_wanted=limits.running,
+        drafting=drafting.reason,
+    )
     return msgspec.structs.replace(plan, table=startup_table(plan, reasons, weights))
 
 
-def _check_ranks(server: ServerConfig, model: ModelFacts) -> None:
-    for group in model.groups:
+def _mtp_bytes(model: ModelFacts, modules: int, dtype: str) -> int:
+    """Bytes of so many draft modules in memory."""
+    stored = model.weight_bytes.get("mtp", 0) * modules // max(1, model.mtp_modules)
+    return stored * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
+
+
+def _check_ranks(server: ServerConfig, groups: tuple[KVGroupSpec, ...]) -> None:
+    for group in groups:
         if group.kv_heads % server.tp_size:
             raise StartupError(
                 f"--tp-size is {server.tp_size}; the {group.name} layers have {group.kv_heads} KV heads, "
@@ -86,9 +102,11 @@ def _check_domains(server: ServerConfig) -> None:
             raise StartupError(f"--allowed-media-domains names {domain!r}; give names without scheme, port or path")
 
 
-def _weights(server: ServerConfig, model: ModelFacts, dtype: str) -> dict[str, int]:
+def _weights(server: ServerConfig, model: ModelFacts, dtype: str, modules: int) -> dict[str, int]:
     """Bytes of the parts that are loaded, over all ranks. The image tower is whole on each of them."""
     text = {"text": bytes_of_text(model, dtype)}
+    if modules:
+        text["mtp"] = _mtp_bytes(model, modules, dtype)
     tower = model.weight_bytes["vision"] * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype] if model.has_vision else 0
     return text | {"vision": tower * server.tp_size} if model.has_vision else text
 

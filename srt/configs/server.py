@@ -16,6 +16,7 @@ LIMITS: Final = "Limits"
 MEMORY: Final = "KV memory and batching"
 IMAGES: Final = "Images"
 EXECUTION: Final = "Execution"
+SPECULATION: Final = "Speculative decoding"
 LOGGING: Final = "Logging"
 
 
@@ -272,6 +273,46 @@ class ServerConfig(msgspec.Struct, frozen=True):
             minimum=0,
             maximum=2**31 - 1,
             unset="drawn at start-up and printed",
+        ),
+    ] = None
+
+    speculative_algorithm: Annotated[
+        str | None,
+        Option(
+            SPECULATION,
+            "What guesses tokens ahead: MTP modules, earlier text, or nothing; never changes an answer. "
+            "auto is mtp where the checkpoint has modules; NEXTN and EAGLE are taken as mtp.",
+            unset="off, or auto if another of these is given",
+            choices=("auto", "mtp", "ngram", "off", "NEXTN", "EAGLE", "NGRAM"),
+        ),
+    ] = None
+    speculative_num_steps: Annotated[
+        int | None,
+        Option(
+            SPECULATION,
+            "Tokens guessed for a request and step; cut to the number of MTP modules.",
+            unit="tokens",
+            peer_names=("--num-speculative-tokens",),
+            minimum=1,
+            maximum=64,
+            unset="all MTP modules, or 7 with ngram",
+        ),
+    ] = None
+    speculative_config: Annotated[
+        str | None,
+        Option(
+            SPECULATION,
+            "The same as a JSON object: method, num_speculative_tokens, model; the flags win.",
+            unset="nothing",
+        ),
+    ] = None
+    draft_model_path: Annotated[
+        str | None,
+        Option(
+            SPECULATION,
+            "Directory of another checkpoint of the same model, to take the MTP modules from.",
+            peer_names=("--speculative-draft-model-path",),
+            unset="the model path",
         ),
     ] = None
 

@@ -15,6 +15,7 @@ class Reasons(msgspec.Struct, frozen=True):
     context: str
     pools: str
     running_wanted: int
+    drafting: str
 
 
 def human(size: float) -> str:
@@ -59,6 +60,16 @@ def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
     ]
 
 
+def _largest_step(plan: RuntimePlan) -> str:
+    guesses = f" and {plan.drafting.drafts} guesses" if plan.drafting.drafts else ""
+    return f"one chunk, and one token{guesses} of each running request"
+
+
+def _drafting(plan: RuntimePlan) -> str:
+    traits = plan.drafting
+    return f"{traits.algorithm}, {traits.drafts} tokens ahead" if traits.drafts else traits.algorithm
+
+
 def _model_reason(plan: RuntimePlan) -> str:
     family = f"{plan.model.architecture}, {plan.model.model_type}"
     return family if plan.model.path == plan.server.model_path else f"{family}; {plan.model.path}"
@@ -75,7 +86,8 @@ def _limit_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
         Choice("running requests", str(plan.max_running_requests), running),
         Choice("queued requests", str(plan.max_queued_requests), "--max-queued-requests"),
         Choice("prefill chunk", f"{plan.chunked_prefill_size} tokens", chunk),
-        Choice("largest step", f"{plan.max_step_tokens} tokens", "one chunk and one token of each running request"),
+        Choice("largest step", f"{plan.max_step_tokens} tokens", _largest_step(plan)),
+        Choice("speculative decoding", _drafting(plan), reasons.drafting),
         Choice("steps in flight", str(plan.steps_in_flight), overlap),
         Choice("schedule policy", server.schedule_policy, "--schedule-policy"),
         Choice(
@@ -102,7 +114,7 @@ def _image_rows(plan: RuntimePlan) -> list[Choice]:
 def _byte_rows(plan: RuntimePlan, reasons: Reasons, weights: dict[str, int]) -> list[Choice]:
     ranks = plan.server.tp_size
     experts = "" if plan.model.experts == PLAIN else f", routed experts in {plan.model.experts}"
-    notes = {"text": experts}
+    notes = {"text": experts, "mtp": f", {plan.drafting.modules} modules"}
     rows = [
         Choice(f"weights: {part}", human(size), f"in {plan.dtype}{notes.get(part, '')}, all ranks")
         for part, size in weights.items()

@@ -86,6 +86,16 @@ class TextConfig(msgspec.Struct, frozen=True):
         """Number of layers without the MTP layers."""
         return len(self.layers)
 
+    def draft_group(self) -> KVGroupSpec | None:
+        """The MTP layers, which have a KV group of their own. Raises: StartupError if their geometries differ."""
+        if not self.mtp_layers:
+            return None
+        geometries = {(layer.window, layer.kv_heads, layer.head_dim) for layer in self.mtp_layers}
+        if len(geometries) > 1:
+            raise StartupError(f"MTP layers differ in window, KV heads or head size: {sorted(geometries, key=str)}")
+        (window, kv_heads, head_dim) = geometries.pop()
+        return KVGroupSpec("draft", tuple(layer.index for layer in self.mtp_layers), window, kv_heads, head_dim)
+
     def kv_groups(self) -> tuple[KVGroupSpec, ...]:
         """Main layers by attention kind, full first. Raises: StartupError if one kind has two KV geometries."""
         groups = []

@@ -54,7 +54,7 @@ class Checkpoint:
         self.directory = directory
         self.config: Step3p7Config = read_config(directory)
         self.formats = expert_formats(directory, self.config)
-        self.book: RuleBook = FAMILIES[self.config.model_type].rules(self.config, self.formats)
+        self.book: RuleBook = FAMILIES[self.config.model_type].rules(self.config, self.formats, 0)
         self.entries: dict[str, tuple[Path, TensorEntry]] = {}
         for path, entry in all_entries(directory):
             self.entries[entry.name] = path, entry

@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -14,6 +15,7 @@ import setproctitle
 from srt import __version__, log
 from srt.configs.arguments import Launch
 from srt.configs.device import read_device
+from srt.configs.drafting import draft_model_path
 from srt.configs.models import checkpoint_directory, read_facts
 from srt.configs.plan import RuntimePlan
 from srt.configs.resolve import resolve
@@ -33,12 +35,13 @@ def make_plan(server: ServerConfig) -> RuntimePlan:
     """Read checkpoint and machine, and resolve. Raises: StartupError."""
     device = read_device(server.device)
     directory = checkpoint_directory(server.model_path)
-    return resolve(
-        server,
-        read_facts(directory, with_weights=server.load_format != "dummy"),
-        device,
-        fresh_seed=secrets.randbits(31),
+    drafts = draft_model_path(server)
+    facts = read_facts(
+        directory,
+        with_weights=server.load_format != "dummy",
+        draft_directory=None if drafts is None else Path(drafts),
     )
+    return resolve(server, facts, device, fresh_seed=secrets.randbits(31))
 
 
 CHILD_DEFAULTS: Final = {"OMP_WAIT_POLICY": "passive"}

@@ -1,12 +1,13 @@
 """The weight map of Step-3.5-Flash and Step-3.7-Flash.
 
 Two spellings: the published one and the names that transformers gives the running model; either may carry the
-prefix `model.language_model.`. MTP heads are claimed by name and not built here.
+prefix `model.language_model.`. MTP modules that are not built are claimed by name and not read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from srt.configs.census import PLAIN, SCALES
 from srt.configs.quant import PREFIXES
@@ -59,11 +60,13 @@ _BLOCK_PARTS = {
 _SCALES = {"attention_scale": ("ls_1.gamma", "lambda_1"), "network_scale": ("ls_2.gamma", "lambda_2")}
 
 
-def step3p7_rules(checkpoint: Step3p7Config, formats: Mapping[int, str], *, tower: bool = False) -> RuleBook:
+def step3p7_rules(
+    checkpoint: Step3p7Config, formats: Mapping[int, str], drafts: int = 0, *, tower: bool = False
+) -> RuleBook:
     """Rules for a checkpoint with this geometry; the published spelling comes first.
 
-    `formats` says how the routed experts of each layer are stored (`srt/configs/census.py`). Without `tower` the
-    tensors of the image tower are claimed and not read.
+    `formats` says how the routed experts of each layer are stored (`srt/configs/census.py`). Of the MTP modules the
+    first `drafts` are loaded. Without `tower` the tensors of the image tower are claimed and not read.
     """
     config = checkpoint.text
     producer = checkpoint.quant.producer if checkpoint.quant is not None else ""
@@ -71,6 +74,7 @@ def step3p7_rules(checkpoint: Step3p7Config, formats: Mapping[int, str], *, towe
     routed = tuple(layer.index for layer in config.layers if layer.routed)
     dense = tuple(layer.index for layer in config.layers if not layer.routed)
     mtp = tuple(layer.index for layer in config.mtp_layers)
+    left = mtp[drafts:]
     return RuleBook(
         rules=[
             Rule("model.embed_tokens.weight", "embedding.weight"),
@@ -82,11 +86,35 @@ def step3p7_rules(checkpoint: Step3p7Config, formats: Mapping[int, str], *, towe
             *_network_rules("mlp.shared_experts", "network.shared", routed),
             *_router_rules(routed),
             *(rule for index in routed for rule in _expert_rules(index, formats[index], producer)),
-            *(Rule(f"{_LAYER}{name}.weight", None, layers=mtp, part="mtp") for name in _MTP_NAMES),
+            *_mtp_rules(mtp[:drafts]),
+            *(Rule(f"{_LAYER}{name}.weight", None, layers=left, part="mtp") for name in _MTP_NAMES if left),
             *(_tower_rules(checkpoint.vision) if tower and checkpoint.vision is not None else _UNREAD_TOWER),
         ],
         prefixes=PREFIXES,
     )
+
+
+_MTP_PARTS = {
+    "enorm": "token_norm",
+    "hnorm": "hidden_norm",
+    "eh_proj": "join",
+    "transformer.shared_head.norm": "norm",
+    "shared_head.norm": "norm",
+    "transformer.shared_head.output": "head",
+    "shared_head.head": "head",
+}
+
+
+def _mtp_rules(layers: tuple[int, ...]) -> list[Rule]:
+    """Draft modules: a decoder layer with a dense network each, and what stands around it."""
+    if not layers:
+        return []
+    around = [
+        Rule(f"{_LAYER}{source}.weight", f"layers.{{layer}}.{target}.weight", layers=layers)
+        for source, target in _MTP_PARTS.items()
+    ]
+    rules = [*around, *_block_rules(layers), *_network_rules("mlp", "network", layers)]
+    return [replace(rule, target=(rule.target or "").replace("layers.", "draft.", 1), part="mtp") for rule in rules]
 
 
 def _block_rules(layers: tuple[int, ...]) -> list[Rule]:

@@ -150,7 +150,8 @@ def emit(
     request: Request, tokens: tuple[int, ...], finish: Finish | None = None, timing: Timing | None = None
 ) -> Emission:
     """What the tokenizer hears of one request."""
-    return Emission(request.rid, tokens, finish, request.cached_tokens, request.retractions, timing)
+    counts = request.speculation.counts()
+    return Emission(request.rid, tokens, finish, request.cached_tokens, request.retractions, timing, counts)
 
 
 def timing(request: Request, now_ns: int) -> Timing:

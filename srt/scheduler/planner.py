@@ -2,7 +2,7 @@
 
 There are no phases. A row could compute `gap` tokens and is granted min(gap, budget, pages); in this order:
 
-    1  rows whose gap is one token (and its drafts): decodes, oldest first
+    1  rows whose gap is one token: decodes, and guesses beyond it, oldest first
     2  rows with wider gaps: prefills under way, oldest first, a chunk each
     3  requests from the queue, while rows, budget and pages last
 
@@ -21,12 +21,13 @@ from srt.scheduler.state import Flight, Grant, SchedulerState
 
 
 class Draft:
-    """A step under construction: what is granted so far, and the budget that is left, in tokens."""
+    """A step under construction: what is granted so far, the budget that is left, in tokens, and guesses a row."""
 
-    __slots__ = ("budget", "grants", "starved")
+    __slots__ = ("budget", "depth", "grants", "starved")
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, depth: int) -> None:
         self.budget = budget
+        self.depth = depth
         self.grants: list[Grant] = []
         self.starved = False
 
@@ -38,7 +39,7 @@ def plan_step(state: SchedulerState, now_ns: int) -> StepPlan | None:
     """
     if len(state.flights) >= state.limits.steps_in_flight:
         return None
-    draft = Draft(state.limits.max_step_tokens)
+    draft = Draft(state.limits.max_step_tokens, state.depth.depth(len(state.running)))
     wide = []
     for request in state.running[:]:
         row = request.row
@@ -66,13 +67,14 @@ def grant(state: SchedulerState, draft: Draft, request: Request, row: Row, wante
     if count <= 0:
         draft.starved = True
         return
-    state.cache.reserve(row.lease, row.computed + count)
-    row.computed += count
+    emits = row.computed + count == request.known + row.pending < request.limit_tokens
+    guesses = affordable_guesses(state, draft, request, row, count) if emits and count == 1 else 0
+    state.cache.reserve(row.lease, row.computed + count + guesses)
+    row.computed += count + guesses
     row.in_flight += 1
-    emits = row.computed == request.known + row.pending < request.limit_tokens
-    row.pending += emits
-    draft.budget -= count
-    draft.grants.append(Grant(request, row, count, emits))
+    row.pending += emits + guesses
+    draft.budget -= count + guesses
+    draft.grants.append(Grant(request, row, count, emits, guesses))
 
 
 def affordable(state: SchedulerState, request: Request, row: Row, count: int) -> int:
@@ -88,6 +90,23 @@ def affordable(state: SchedulerState, request: Request, row: Row, count: int) ->
         return 0
     older = state.running.index(request) if count > 1 else 0
     return min(count, slack + max(0, state.cache.room() - older) * size)
+
+
+def affordable_guesses(state: SchedulerState, draft: Draft, request: Request, row: Row, count: int) -> int:
+    """How many guesses a row may check beyond `count` tokens: up to its target, and only on pages that nobody misses.
+
+    If all are right, the row has computed all but the last token that it may have, and no more.
+    """
+    if not request.admit.speculative:
+        return 0
+    end = row.computed + count
+    guesses = min(draft.depth, draft.budget - count, request.target - end)
+    slack = row.lease.pages * state.cache.page_size - end
+    if guesses > slack:
+        taken = 1 if slack < 0 else 0
+        spare = state.cache.room() - taken - state.running.index(request)
+        guesses = min(guesses, slack + (taken + max(0, spare)) * state.cache.page_size)
+    return max(0, guesses)
 
 
 def find_page(state: SchedulerState, request: Request) -> bool:
@@ -169,19 +188,23 @@ def finish_plan(state: SchedulerState, draft: Draft) -> StepPlan:
     state.totals.steps += 1
     step = state.totals.steps
     state.flights.append(Flight(step, draft.grants))
-    rows, counts, emits, starts = [], [], [], []
-    for request, row, tokens, emitting in draft.grants:
+    rows, counts, emits, drafts, starts = [], [], [], [], []
+    for request, row, tokens, emitting, guesses in draft.grants:
         rows.append(row.index)
         counts.append(tokens)
         emits.append(emitting)
+        drafts.append(guesses)
         if not row.lease.told:
-            hit = row.computed - tokens
+            hit = row.computed - tokens - guesses
             starts.append(row_start(request, row, hit))
     # A row that starts again is wiped anyway, so it is not named as freed: the order of the two cannot matter.
     started = {start.row for start in starts}
     freed = [row for row in state.freed_rows if row not in started]
     state.freed_rows.clear()
-    return StepPlan(step, rows, counts, emits, starts, page_updates(state, draft), freed)
+    told = drafts if any(drafts) else []
+    # Prompts are always shown to the drafter: whoever is to guess later must have seen them.
+    guess = state.depth.guesses(len(rows)) or max(counts) > 1
+    return StepPlan(step, rows, counts, emits, starts, page_updates(state, draft), freed, told, guess)
 
 
 def row_start(request: Request, row: Row, hit: int) -> RowStart:
@@ -194,7 +217,7 @@ def row_start(request: Request, row: Row, hit: int) -> RowStart:
 
 def page_updates(state: SchedulerState, draft: Draft) -> list[PageUpdate]:
     """The page table entries that the rows of this step have got since the worker last heard of them."""
-    news = [(row, row.lease.tell()) for _, row, _, _ in draft.grants if row.lease.told < row.lease.pages]
+    news = [(row, row.lease.tell()) for _, row, *_ in draft.grants if row.lease.told < row.lease.pages]
     updates = []
     for group in range(len(state.cache.groups)) if news else ():
         rows: list[int] = []

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Final
 
 from srt.cache.lease import Lease
-from srt.messages import Admit
+from srt.messages import Admit, SpeculationCounts
 from srt.scheduler.image_keys import keyed_ids
 
 
@@ -39,10 +39,11 @@ class Row:
     """A request's place in the worker, in tokens:
 
         [0, settled)         computed by steps whose results are here
-        [settled, computed)  computed by steps in flight
+        [settled, computed)  computed by steps in flight, if all their guesses are right
         [computed, …)        still wanted
 
-    `pending` tokens are being sampled by steps in flight. `in_flight` steps name the row.
+    `pending` tokens are being sampled by steps in flight, if all their guesses are right. `in_flight` steps name the
+    row. What was wrongly guessed is taken off both when a step settles, so their difference is always exact.
     """
 
     __slots__ = ("computed", "in_flight", "index", "lease", "pending", "settled")
@@ -68,6 +69,33 @@ class Stamps:
         self.cancelled_ns: int | None = None
 
 
+class Speculation:
+    """What guessing ahead has brought a request, in tokens: `steps` that had guesses to check, guesses that were
+    checked and that were right, and how many steps had 0, 1, 2, .. right ones."""
+
+    __slots__ = ("accepted", "drafted", "histogram", "steps")
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.drafted = 0
+        self.accepted = 0
+        self.histogram: list[int] = []
+
+    def observe(self, drafted: int, accepted: int) -> None:
+        """A step checked so many guesses, of which the first `accepted` were right."""
+        self.steps += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        self.histogram.extend([0] * (accepted + 1 - len(self.histogram)))
+        self.histogram[accepted] += 1
+
+    def counts(self) -> SpeculationCounts | None:
+        """For the wire; None if nothing was guessed."""
+        if not self.steps:
+            return None
+        return SpeculationCounts(self.steps, self.drafted, self.accepted, tuple(self.histogram))
+
+
 class Request:
     """One request. `order` is its place in the order of arrival; `tokens` are all it knows, int32 little-endian,
     as the cache sees them: positions of images hold what `image_keys` draws from their content.
@@ -87,6 +115,7 @@ class Request:
         "prompt_tokens",
         "retractions",
         "row",
+        "speculation",
         "stamps",
         "stop_ids",
         "tokens",
@@ -105,6 +134,7 @@ class Request:
         self.cached_tokens = 0
         self.retractions = 0
         self.overtaken = 0
+        self.speculation = Speculation()
         self.stamps = Stamps(admit.received_ns or now_ns)
 
     @property
@@ -134,6 +164,7 @@ class Request:
 def gap(request: Request, row: Row) -> int:
     """Tokens that a row could compute now. Chunked prefill, prefix hits and decode are this one number.
 
-    Known tokens, those being sampled (and, with a drafter, its drafts) less the ones already granted.
+    Known tokens and those being sampled less the ones already granted. A gap that is closed to the last known token
+    may be overshot by guesses, which are granted and sampled alike, so that the gap after them is one token again.
     """
     return min(len(request.tokens) // 4 + row.pending, request.target) - row.computed

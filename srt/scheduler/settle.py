@@ -25,15 +25,27 @@ def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emiss
             f"the worker answered step {result.step} for {len(result.token_counts)} rows with "
             f"{len(result.token_ids)} tokens, sampled were {emitting} rows"
         )
+    if flight.decodes:
+        tokens_us = sum(result.token_counts), result.elapsed_us, result.guess_us
+        state.depth.observe(len(flight.grants), sum(result.drafted), *tokens_us)
     emissions: list[Emission] = []
     at = emitted = 0
     for grant in flight.grants:
         tokens: tuple[int, ...] = ()
+        drafted = 0
         if grant.emits:
             count = result.token_counts[emitted]
             tokens = tuple(result.token_ids[at : at + count])
             at += count
+            drafted = result.drafted[emitted] if result.drafted else 0
             emitted += 1
+            if not 0 < count <= drafted + 1 or drafted > grant.drafts:
+                raise ProcessLost(
+                    f"the worker sampled {count} tokens for a row of step {result.step} and checked {drafted} guesses; "
+                    f"it was to check at most {grant.drafts}"
+                )
+        if drafted:
+            observe(state, grant.request, drafted, len(tokens) - 1)
         emission = settle_row(state, grant, tokens, now_ns)
         if emission is not None:
             emissions.append(emission)
@@ -50,15 +62,24 @@ def count_images(state: SchedulerState, work: ImageWork | None) -> None:
         totals.image_encode_us += work.elapsed_us
 
 
+def observe(state: SchedulerState, request: Request, drafted: int, accepted: int) -> None:
+    """Count what a step's guesses came to, before any ending cuts the tokens."""
+    if request.phase is Phase.RUNNING:
+        request.speculation.observe(drafted, accepted)
+        state.totals.speculation.observe(drafted, accepted)
+
+
 def settle_row(state: SchedulerState, grant: Grant, tokens: tuple[int, ...], now_ns: int) -> Emission | None:
     """One row of a step. Tokens of a row that drains are dropped: its request has ended, or will sample them again."""
     request, row = grant.request, grant.row
-    row.settled += grant.tokens
+    right = len(tokens) - grant.emits
+    row.settled += grant.tokens + right
+    row.computed -= grant.drafts - right
     row.in_flight -= 1
     accepted: tuple[int, ...] = ()
     finish = None
     if request.phase is Phase.RUNNING:
-        row.pending -= grant.emits
+        row.pending -= grant.emits + grant.drafts
         accepted, finish = accept(request, row, tokens)
         state.totals.generated_tokens += len(accepted)
         if accepted and request.stamps.first_token_ns is None:

@@ -10,8 +10,9 @@ from typing import Final, NamedTuple
 from srt.cache.prefix import PrefixCache
 from srt.configs.plan import RuntimePlan
 from srt.messages import CANCEL_TO_FREE_BOUNDS_S
+from srt.scheduler.depth import DepthControl
 from srt.scheduler.queue import WaitingQueue, by_order
-from srt.scheduler.request import Request, Row
+from srt.scheduler.request import Request, Row, Speculation
 
 FIRST_SHARE: Final = 0.5
 
@@ -28,12 +29,13 @@ class Limits(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What one step does for one row."""
+    """What one step does for one row. `drafts` guesses at most are checked, beyond the `tokens`."""
 
     request: Request
     row: Row
     tokens: int
     emits: bool
+    drafts: int = 0
 
 
 class Flight(NamedTuple):
@@ -41,6 +43,11 @@ class Flight(NamedTuple):
 
     step: int
     grants: list[Grant]
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it does nothing but one token, and guesses, for each row."""
+        return all(grant.tokens == 1 and grant.emits for grant in self.grants)
 
 
 @dataclass(slots=True)
@@ -60,6 +67,7 @@ class Totals:
     image_cache_hits: int = 0
     image_batches: int = 0
     image_encode_us: int = 0
+    speculation: Speculation = field(default_factory=Speculation)
     cancel_to_free_counts: list[int] = field(default_factory=lambda: [0] * (len(CANCEL_TO_FREE_BOUNDS_S) + 1))
     cancel_to_free_s: float = 0.0
 
@@ -85,6 +93,7 @@ class SchedulerState:
     freed_rows: list[int] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     flights: deque[Flight] = field(default_factory=deque)
+    depth: DepthControl = field(default_factory=lambda: DepthControl(0))
     totals: Totals = field(default_factory=Totals)
     arrivals: int = 0
     share: float = FIRST_SHARE
@@ -93,7 +102,9 @@ class SchedulerState:
     @classmethod
     def from_plan(cls, plan: RuntimePlan) -> SchedulerState:
         """An empty scheduler for what start-up resolved."""
-        cache = PrefixCache(plan.groups, plan.page_size, share=not plan.server.disable_radix_cache)
+        cache = PrefixCache(
+            plan.groups, plan.page_size, share=not plan.server.disable_radix_cache, hold_back=plan.drafting.look_ahead
+        )
         limits = Limits(
             plan.context_length,
             plan.max_running_requests,
@@ -102,7 +113,8 @@ class SchedulerState:
             plan.max_step_tokens,
             plan.steps_in_flight,
         )
-        return cls(limits, cache, WaitingQueue(plan.server.schedule_policy), deque(range(plan.max_running_requests)))
+        queue, rows = WaitingQueue(plan.server.schedule_policy), deque(range(plan.max_running_requests))
+        return cls(limits, cache, queue, rows, depth=DepthControl(plan.drafting.drafts))
 
     @property
     def draining(self) -> int:

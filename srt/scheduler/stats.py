@@ -79,6 +79,7 @@ class Reporter:
             image_cache_hits=totals.image_cache_hits,
             image_batches=totals.image_batches,
             image_encode_s=totals.image_encode_us / 1e6,
+            speculation=totals.speculation.counts(),
             retracted_waiting=sum(
                 request.retractions > 0 and request.phase is Phase.QUEUED for request in state.live.values()
             ),

@@ -75,6 +75,7 @@ class Answer:
             retractions=emission.retractions,
             finish=finish,
             timing=emission.timing,
+            speculation=emission.speculation,
         )
         self._pending_ids.clear()
         self._pending_text.clear()

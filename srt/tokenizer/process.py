@@ -192,7 +192,16 @@ class TokenizerProcess:
             image_tokens=sum(span.tokens for span in spans),
         )
         self.scheduler.send(
-            Admit(request.rid, packed, sampling, stop, request.namespace, request.received_ns, images=spans)
+            Admit(
+                request.rid,
+                packed,
+                sampling,
+                stop,
+                namespace=request.namespace,
+                received_ns=request.received_ns,
+                images=spans,
+                speculative=request.speculative,
+            )
         )
 
     def packed_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> bytes:

@@ -96,6 +96,33 @@ class Shards:
                     yield Item(entry.name, entry.bytes, lambda name=entry.name: file.get_tensor(name))  # type: ignore[misc]
 
 
+class Picked:
+    """The tensors of a source whose names pass a test."""
+
+    def __init__(self, source: Source, keep: Callable[[str], bool]) -> None:
+        self._source, self._keep = source, keep
+
+    def names(self) -> list[Listed]:
+        return [entry for entry in self._source.names() if self._keep(entry.name)]
+
+    def items(self) -> Iterator[Item]:
+        return (item for item in self._source.items() if self._keep(item.name))
+
+
+class Combined:
+    """One source after the other."""
+
+    def __init__(self, *sources: Source) -> None:
+        self._sources = sources
+
+    def names(self) -> list[Listed]:
+        return [entry for source in self._sources for entry in source.names()]
+
+    def items(self) -> Iterator[Item]:
+        for source in self._sources:
+            yield from source.items()
+
+
 class RandomWeights:
     """Every tensor that a model wants, drawn from a normal distribution of sane scale.
 

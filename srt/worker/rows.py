@@ -1,12 +1,12 @@
 """The state of requests on a worker: one row each, written by step plans, read by forward passes.
 
 A sampled token goes straight into its row's tokens, so the next step finds its input there and no plan ever names it.
+So do guesses: they lie behind the known tokens, where the step that checks them reads its input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ _COLUMNS = np.dtype(
     [
         ("computed", np.int64),
         ("known", np.int64),
+        ("guessed", np.int64),
         ("temperature", np.float64),
         ("top_k", np.int64),
         ("top_p", np.float64),
@@ -31,27 +32,51 @@ _COLUMNS = np.dtype(
         ("free_from", np.int64),
     ]
 )
-"""Host columns. `known` tokens are there, the first `computed` of them have KV; tokens at positions before
-`free_from` must not be of the suppressed ids."""
+"""Host columns. `known` tokens are there, the first `computed` of them have KV; `guessed` more lie behind them. Tokens
+at positions before `free_from` must not be of the suppressed ids."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A plan's rows as arrays, and the forward pass that they make. `ends` counts a row's tokens after the step."""
+    """A plan's rows as arrays, and the forward pass that they make.
+
+    A row computes the positions `[starts, ends)`; those from `sure` on are guesses. `emitting` are the rows that
+    sample, those where `emits`, with `drafts` guesses each; there are `drafts + 1` wanted logits of each one.
+    """
 
     rows: Ints
+    starts: Ints
+    sure: Ints
     ends: Ints
+    emits: NDArray[np.bool_]
     emitting: Ints
-    """The rows that sample, in plan order."""
+    drafts: Ints
     batch: ForwardBatch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step came to. `computed` and `known` are those of `step.rows` after it.
+
+    `accepted`: guesses of each of `step.rows` that were right; `token_ids`: for each of `step.emitting` in turn,
+    `token_counts` new tokens.
+    """
+
+    step: Step
+    computed: Ints
+    known: Ints
+    accepted: Ints
+    token_ids: list[int]
+    token_counts: list[int]
 
 
 class Rows:
     """All rows; memory grows with the highest row number in use."""
 
-    def __init__(self, groups: int, page_size: int, context_length: int, rows: int) -> None:
+    def __init__(self, groups: int, page_size: int, context_length: int, rows: int, drafts: int = 0) -> None:
         self._page_size = page_size
-        self._width = context_length + 1
+        self._width = context_length + 1 + drafts
+        self._context_length = context_length
         self._pages = -(-context_length // page_size)
         self._host = np.zeros(rows, _COLUMNS)
         self._tokens = np.zeros((rows, self._width), np.int64)
@@ -76,9 +101,10 @@ class Rows:
         row, tokens = start.row, np.frombuffer(start.token_ids, dtype="<i4")
         if row >= len(self._host):
             self._grow(row + 1)
-        if not start.computed < len(tokens) < self._width:
+        if not start.computed < len(tokens) <= self._context_length:
             raise ProcessLost(
-                f"row {row} starts with {len(tokens)} tokens, {start.computed} computed; it can hold {self._width - 1}"
+                f"row {row} starts with {len(tokens)} tokens, {start.computed} computed; "
+                f"it can hold {self._context_length}"
             )
         self._tokens[row, : len(tokens)] = tokens
         for table in self._tables:
@@ -87,6 +113,7 @@ class Rows:
         self._host[row] = (
             start.computed,
             len(tokens),
+            0,
             sampling.temperature,
             sampling.top_k,
             sampling.top_p,
@@ -124,8 +151,8 @@ class Rows:
         rows, counts = np.array(plan.rows, np.int64), np.array(plan.counts, np.int64)
         emits = np.array(plan.emits, np.bool_)
         computed, known = self._host["computed"][rows], self._host["known"][rows]
-        ends = computed + counts
-        wrong = (counts < 1) | (ends > known) | (emits & (ends != known))
+        sure = computed + counts
+        wrong = (counts < 1) | (sure > known) | (emits & (sure != known))
         if wrong.any():
             at = int(wrong.argmax())
             raise ProcessLost(
@@ -134,20 +161,37 @@ class Rows:
             )
         if len(set(plan.rows)) < len(rows):
             raise ProcessLost(f"step {plan.step} names a row twice: {sorted(plan.rows)}")
-        starts = np.zeros(len(rows) + 1, np.int32)
-        np.cumsum(counts, out=starts[1:])
-        if starts[-1] == len(rows):
-            token_rows, positions = rows, computed
+        emitting, ends = rows[emits], sure
+        drafts = np.zeros(len(emitting), np.int64)
+        if plan.drafts:
+            drafts = np.minimum(np.array(plan.drafts, np.int64)[emits], self._host["guessed"][emitting])
+            ends = sure.copy()
+            ends[emits] += drafts
+        batch = self.batch(rows, computed, ends)
+        wanted = batch.query_starts.numpy()[1:][emits].astype(np.int64) - 1
+        if drafts.any():
+            wanted = np.repeat(wanted - drafts, drafts + 1) + _offsets(drafts + 1)
+        return Step(
+            rows, computed, sure, ends, emits, emitting, drafts, replace(batch, logit_tokens=torch.from_numpy(wanted))
+        )
+
+    def batch(self, rows: Ints, starts: Ints, ends: Ints) -> ForwardBatch:
+        """A pass over the positions `[starts, ends)` of rows, without wanted logits."""
+        counts = ends - starts
+        queries = np.zeros(len(rows) + 1, np.int32)
+        np.cumsum(counts, out=queries[1:])
+        if queries[-1] == len(rows):
+            token_rows, positions = rows, starts
         else:
-            token_rows, positions = np.repeat(rows, counts), np.repeat(computed, counts) + _offsets(counts)
+            token_rows, positions = np.repeat(rows, counts), np.repeat(starts, counts) + _offsets(counts)
         pages = -(-int(ends.max()) // self._page_size)
         logical = positions // self._page_size
         offsets = positions - logical * self._page_size
-        batch = ForwardBatch(
+        return ForwardBatch(
             input_ids=torch.from_numpy(self._tokens[token_rows, positions]),
             positions=torch.from_numpy(positions),
-            query_starts=torch.from_numpy(starts),
-            query_starts_list=starts.tolist(),
+            query_starts=torch.from_numpy(queries),
+            query_starts_list=queries.tolist(),
             kv_lens=torch.from_numpy(ends.astype(np.int32)),
             kv_lens_list=ends.tolist(),
             page_tables=tuple(torch.from_numpy(table[:, :pages].take(rows, axis=0)) for table in self._tables),
@@ -155,18 +199,33 @@ class Rows:
                 torch.from_numpy(table[token_rows, logical] * np.int64(self._page_size) + offsets)
                 for table in self._tables
             ),
-            logit_tokens=torch.from_numpy(starts[1:][emits].astype(np.int64) - 1),
+            logit_tokens=torch.empty(0, dtype=torch.int64),
             page_size=self._page_size,
         )
-        return Step(rows, ends, rows[emits], batch)
+
+    def following(self, rows: Ints, counts: Ints, batch: ForwardBatch, distance: int) -> torch.Tensor:
+        """The tokens `distance` positions behind those of a batch with `counts` tokens of each of `rows`: [T] int64.
+
+        Behind the known tokens of a row lie its guesses; behind these, anything.
+        """
+        return torch.from_numpy(self._tokens[np.repeat(rows, counts), batch.positions.numpy() + distance])
+
+    def history(self, row: int) -> Ints:
+        """All known tokens of a row."""
+        tokens: Ints = self._tokens[row, : self._host["known"][row]]
+        return tokens
 
     def sampling(self, step: Step) -> SamplingColumns:
-        """Settings of the rows that emit in a step, in plan order."""
-        host = self._host[step.emitting]
+        """Settings of the logits that a step wants, in plan order."""
+        emitting, positions = step.emitting, self._host["known"][step.emitting]
+        if step.drafts.any():
+            widths = step.drafts + 1
+            emitting, positions = np.repeat(emitting, widths), np.repeat(positions, widths) + _offsets(widths)
+        host = self._host[emitting]
         suppressed: list[tuple[int, tuple[int, ...]]] = []
         if self._suppressed:
-            for at in np.flatnonzero(host["known"] < host["free_from"]):
-                row = int(step.emitting[at])
+            for at in np.flatnonzero(positions < host["free_from"]):
+                row = int(emitting[at])
                 if row in self._suppressed:
                     suppressed.append((int(at), self._suppressed[row]))
         return SamplingColumns(
@@ -175,17 +234,50 @@ class Rows:
             top_p=host["top_p"],
             min_p=host["min_p"],
             seed=host["seed"],
-            position=host["known"],
+            position=positions,
             suppressed=suppressed,
         )
 
-    def end(self, step: Step, sampled: Sequence[int]) -> None:
-        """A step is done: its tokens have KV, and what its emitting rows sampled are their next tokens."""
-        self._host["computed"][step.rows] = step.ends
-        if sampled:
-            known = self._host["known"][step.emitting]
-            self._tokens[step.emitting, known] = sampled
-            self._host["known"][step.emitting] = known + 1
+    # --- what a step leaves -------------------------------------------------------------------------------
+
+    def end(self, step: Step, sampled: Ints) -> Outcome:
+        """A step is done: what its emitting rows sampled are their next tokens, as far as the guesses agreed.
+
+        `sampled` has one token for each wanted logits. The first of a row follows its last sure token. Each further one
+        follows a guess, and means something only if all guesses up to there are what was sampled: so each kept token
+        is the one that is sampled without a drafter.
+        """
+        known, widths = self._host["known"][step.emitting], step.drafts + 1
+        firsts = np.cumsum(widths) - widths
+        right = self._right_guesses(step, sampled, firsts)
+        self._tokens[step.emitting, known + right] = sampled[firsts + right]
+        self._host["known"][step.emitting] = known + right + 1
+        accepted = np.zeros(len(step.rows), np.int64)
+        accepted[step.emits] = right
+        computed = step.sure + accepted
+        self._host["computed"][step.rows] = computed
+        self._host["guessed"][step.rows] = 0
+        counts = right + 1
+        token_ids = sampled[np.repeat(firsts, counts) + _offsets(counts)]
+        after = self._host["known"][step.rows]
+        return Outcome(step, computed, after, accepted, token_ids.tolist(), counts.tolist())
+
+    def _right_guesses(self, step: Step, sampled: Ints, firsts: Ints) -> Ints:
+        """How many of each emitting row's guesses, from the first on, are what was sampled in their place."""
+        drafts = step.drafts
+        if not drafts.any():
+            return np.zeros(len(drafts), np.int64)
+        agrees = np.zeros((len(drafts), int(drafts.max()) + 1), np.bool_)
+        at, offset = np.repeat(np.arange(len(drafts)), drafts), _offsets(drafts)
+        places = self._host["known"][step.emitting][at] + offset
+        agrees[at, offset] = self._tokens[step.emitting[at], places] == sampled[firsts[at] + offset]
+        right: Ints = agrees.argmin(axis=1)
+        return right
+
+    def guess(self, rows: Ints, offset: int, tokens: Ints) -> None:
+        """Put a guess for each of `rows` behind its known tokens and the `offset` guesses that are there."""
+        self._tokens[rows, self._host["known"][rows] + offset] = tokens
+        self._host["guessed"][rows] = offset + 1
 
 
 def _offsets(counts: Ints) -> Ints:

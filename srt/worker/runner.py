@@ -6,15 +6,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from srt.errors import ProcessLost
 from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.ops import Ops
 from srt.messages import StepPlan, StepResult
 from srt.models.contract import LanguageModel
+from srt.worker.proposer import NoGuesses, Proposer
 from srt.worker.row_images import NoImages, Part, RowImages
-from srt.worker.rows import Rows, Step
+from srt.worker.rows import Outcome, Rows, Step
 from srt.worker.sampler import sample
 
 
@@ -22,10 +25,17 @@ class Runner:
     """Obeys plans in the order of their numbers. Every rank has one and samples the same tokens."""
 
     def __init__(
-        self, model: LanguageModel, kv: Sequence[KVLayer], rows: Rows, ops: Ops, images: RowImages | None = None
+        self,
+        model: LanguageModel,
+        kv: Sequence[KVLayer],
+        rows: Rows,
+        ops: Ops,
+        images: RowImages | None = None,
+        proposer: Proposer | None = None,
     ) -> None:
         self.model, self.kv, self.rows, self.ops = model, kv, rows, ops
         self.images: RowImages = NoImages() if images is None else images
+        self.proposer: Proposer = NoGuesses() if proposer is None else proposer
         self._last_step: int | None = None
 
     def step(self, plan: StepPlan) -> StepResult:
@@ -41,27 +51,48 @@ class Runner:
         with torch.inference_mode():
             self.rows.apply(plan)
             self.images.apply(plan)
-            token_ids = self._compute(plan) if plan.rows else []
-        elapsed_us = (time.perf_counter_ns() - started) // 1_000
-        return StepResult(plan.step, token_ids, [1] * len(token_ids), elapsed_us, self.images.report())
+            self.proposer.start(plan.starts)
+            if not plan.rows:
+                return StepResult(plan.step, [], [], _us_since(started), images=self.images.report())
+            outcome, hidden = self._compute(plan)
+            computed = time.perf_counter_ns()
+            if plan.guess:
+                self.proposer.propose(outcome, hidden)
+            else:
+                self.proposer.skip(outcome)
+        drafted = outcome.step.drafts.tolist() if plan.drafts else []
+        return StepResult(
+            plan.step,
+            outcome.token_ids,
+            outcome.token_counts,
+            _us_since(started),
+            images=self.images.report(),
+            drafted=drafted,
+            guess_us=_us_since(computed),
+        )
 
-    def _compute(self, plan: StepPlan) -> list[int]:
+    def _compute(self, plan: StepPlan) -> tuple[Outcome, Tensor]:
         step = self.rows.begin(plan)
-        images = self.images.place(_parts(step, plan))
+        images = self.images.place(_parts(step))
         batch = step.batch if images is None else replace(step.batch, images=images)
         hidden = self.model.forward(batch, self.kv)
-        token_ids: list[int] = []
+        sampled = np.empty(0, np.int64)
         if len(step.emitting):
             logits = self.model.logits(_wanted(hidden, step.batch))
-            token_ids = sample(logits, self.rows.sampling(step), self.ops).tolist()
-        self.rows.end(step, token_ids)
-        return token_ids
+            sampled = sample(logits, self.rows.sampling(step), self.ops).numpy()
+        return self.rows.end(step, sampled), hidden
 
 
-def _parts(step: Step, plan: StepPlan) -> Iterator[Part]:
+def _us_since(begun_ns: int) -> int:
+    """Microseconds since a reading of the clock."""
+    return (time.perf_counter_ns() - begun_ns) // 1_000
+
+
+def _parts(step: Step) -> Iterator[Part]:
     """What a step computes, row by row."""
-    for row, end, count, token in zip(plan.rows, step.ends, plan.counts, step.batch.query_starts_list, strict=False):
-        yield Part(row, int(end) - count, int(end), token)
+    spans = zip(step.rows.tolist(), step.starts.tolist(), step.ends.tolist(), strict=True)
+    for (row, start, end), token in zip(spans, step.batch.query_starts_list, strict=False):
+        yield Part(row, start, end, token)
 
 
 def _wanted(hidden: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:

@@ -27,9 +27,10 @@ from srt.layers.quant.registry import format_of
 from srt.layers.toolkit import Toolkit
 from srt.models.registry import FAMILIES
 from srt.tiles import TileFiles
-from srt.weights.files import RandomWeights, Shards, Source
+from srt.weights.files import RandomWeights, Source
 from srt.weights.load import LoadReport, load
 from srt.weights.rules import RuleBook
+from srt.worker.drafting import build_draft, build_proposer, checkpoint_source, with_draft_layers
 from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
 from srt.worker.row_images import RowImages, TowerImages
@@ -121,7 +122,7 @@ def start(
     if dtype is None:
         raise StartupError(f"dtype {plan.dtype} is not supported, choose one of {', '.join(DTYPES)}")
     path = Path(plan.model.path)
-    config = read_config(path)
+    config, drafting = with_draft_layers(read_config(path), plan), plan.drafting
     formats = announced_formats(config) if plan.server.load_format == "dummy" else expert_formats(path, config)
     group = join_group(rank, plan.server.tp_size, rundir)
     picks = picks or pick_backends(plan.device.device, dtype, plan.worker_threads)
@@ -138,14 +139,18 @@ def start(
             model = family.build(config, tools)
             images = plan.model.images
             tower = None if images is None else family.build_tower(config, images, dtype)
+            draft = build_draft(plan, config, family, model, tools)
         except ValueError as error:
             raise StartupError(f"--tp-size {group.size} does not fit the model: {error}") from error
         began = time.perf_counter()
         parameters = model.parameters() | ({} if tower is None else nested("vision", tower.parameters()))
-        report = load_weights(family.rules(config, formats), parameters, plan, progress)
+        parameters |= {} if draft is None else draft.parameters()
+        report = load_weights(family.rules(config, formats, drafting.modules), parameters, plan, progress)
         loaded_s = time.perf_counter() - began
         kv = allocate_kv(plan.groups, plan.page_size, group.size, KV_DTYPES[plan.kv_dtype])
-        rows = Rows(len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests)
+        rows = Rows(len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, drafting.drafts)
+        main, drafts = kv[: config.text.main_layers], kv[config.text.main_layers :]
+        proposer = build_proposer(plan, rows, tools, draft, drafts)
     facts = {kind: f"{pick.key} ({pick.reason})" for kind, pick in _named(picks)}
     facts |= _expert_facts(experts, formats)
     facts |= {
@@ -165,7 +170,7 @@ def start(
             threads=plan.worker_threads,
         )
         row_images = TowerImages(kept, images.image_token_id)
-    return Started(Runner(model, kv, rows, tools.ops, row_images), facts)
+    return Started(Runner(model, main, rows, tools.ops, row_images, proposer), facts)
 
 
 def load_weights(
@@ -179,7 +184,7 @@ def load_weights(
     if plan.server.load_format == "dummy":
         source = RandomWeights(parameters, book, plan.random_seed)
     else:
-        source = Shards(Path(plan.model.path))
+        source = checkpoint_source(plan)
     return load(parameters, book, source, progress)
 
 

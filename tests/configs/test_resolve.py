@@ -14,7 +14,7 @@ from srt.configs.pools import CPU_KV_BYTES
 from srt.configs.resolve import MEMORY_SHARE, resolve
 from srt.configs.server import ServerConfig
 from srt.errors import StartupError
-from tests.support.resolved import DEVICE, MODEL, make_plan
+from tests.support.resolved import DEVICE, MODEL, PLAIN, make_plan
 
 
 def group(plan: RuntimePlan, name: str) -> int:
@@ -31,7 +31,7 @@ def row(plan: RuntimePlan, name: str) -> str:
 def with_memory(size: int, **options: Any) -> RuntimePlan:
     """The plan on a machine with `size` bytes."""
     device = msgspec.structs.replace(DEVICE, memory_bytes=size)
-    return resolve(ServerConfig(model_path="checkpoint", **options), MODEL, device)
+    return resolve(ServerConfig(**PLAIN | options), MODEL, device)
 
 
 def test_defaults_on_a_cpu() -> None:

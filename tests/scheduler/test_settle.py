@@ -98,11 +98,12 @@ def test_the_last_token_of_an_answer_never_enters_the_tree() -> None:
 
 def test_several_accepted_tokens_of_one_row_end_at_the_first_stop() -> None:
     """A drafter's step brings more than one token; the ones after the end do not exist."""
-    inside = world(overlap=False)
+    inside = world(overlap=False, drafts=3)
     client = inside.send([1, 2, 3], 20, stop_ids=[7])
     inside.results.clear()
-    inside.worker.answered()
-    inside.turn(StepResult(1, [5, 6, 7, 8], [4], 1))
+    inside.turn(StepResult(1, [5], [1], 1))
+    inside.results.clear()
+    inside.turn(StepResult(2, [6, 7, 8, 9], [4], 1, drafted=[3]))
     assert client.output == [5, 6, 7]
     assert client.ending == Finish("stop", 7)
 
@@ -113,6 +114,8 @@ def test_several_accepted_tokens_of_one_row_end_at_the_first_stop() -> None:
         (StepResult(2, [5], [1], 1), "the worker answered step 2, awaited was step 1"),
         (StepResult(1, [5, 5], [1, 1], 1), "answered step 1 for 2 rows with 2 tokens, sampled were 1 rows"),
         (StepResult(1, [5, 5], [1], 1), "answered step 1 for 1 rows with 2 tokens"),
+        (StepResult(1, [5, 5], [2], 1), "sampled 2 tokens for a row of step 1 and checked 0 guesses"),
+        (StepResult(1, [5, 5], [2], 1, drafted=[1]), "checked 1 guesses; it was to check at most 0"),
     ],
 )
 def test_an_answer_to_something_else_means_that_the_worker_is_lost(result: StepResult, sentence: str) -> None:

@@ -5,12 +5,17 @@ window that the sliding group shows, and of the token itself. It is stored in th
 would be, and the next token is a function of it. So a token depends on the content of every page that it may see, at
 the moment when it is computed; a page that was lost, freed too early or mistaken for another changes the answer.
 
+With a drafter it guesses right or wrong by chance, and goes on behind wrong guesses too, so that garbage lies behind
+what it keeps. Draft modules store the value of each token once more in their own group, again for the last few of the
+tokens before each step, and check what they find in their window.
+
 Steps whose results nobody has yet are remembered with the pages that they read and write. A step in flight may still
 be rolled back (drafts are), so nobody else may write what it reads, or read what it writes.
 """
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,6 +25,7 @@ from srt.messages import ImageSpan, RowStart, StepPlan, StepResult
 
 VOCABULARY = 48
 SLIDING_SALT = 0x5BD1E995
+DRAFT_SALT = 0x27D4EB2F
 
 
 class Values:
@@ -75,7 +81,7 @@ class WorkerRow:
         ids = start.token_ids
         tokens = [int.from_bytes(ids[at : at + 4], "little") for at in range(0, len(ids), 4)]
         self.tokens = as_seen(tokens, start.images)
-        self.computed = start.computed
+        self.computed = self.begin = start.computed
         self.tables: list[dict[int, int]] = [{} for _ in range(groups)]
 
 
@@ -89,7 +95,13 @@ class Touched(NamedTuple):
 class FakeWorker:
     """Obeys plans in order, as `StepPlan` describes them, over two pools: full and sliding."""
 
-    def __init__(self, page_size: int, window: int, pages: Sequence[int], rows: int) -> None:
+    def __init__(
+        self, page_size: int, window: int, pages: Sequence[int], rows: int, modules: int = 0, luck: float = 0.5
+    ) -> None:
+        self.modules = modules
+        self.luck = luck
+        self.dice = random.Random(rows)
+        self.guesses = self.right_guesses = 0
         self.page_size = page_size
         self.window = window
         self.pools = [bytearray(4 * page_size * (count + 1)) for count in pages]
@@ -117,19 +129,66 @@ class FakeWorker:
             assert at == len(update.pages)
         assert len(set(plan.rows)) == len(plan.rows), "a row is named twice"
         self.unanswered.append(Touched({}, {}))
-        sampled = []
-        for index, count, emits in zip(plan.rows, plan.counts, plan.emits, strict=True):
+        sampled: list[int] = []
+        counts: list[int] = []
+        drafts = plan.drafts or [0] * len(plan.rows)
+        for index, count, emits, guesses in zip(plan.rows, plan.counts, plan.emits, drafts, strict=True):
             row = self.rows[index]
-            value = self._compute(row, count)
+            assert row.computed + count <= len(row.tokens), "a row computes tokens that it does not know"
+            before = row.computed
+            values = self._compute(row, count, guesses)
             if emits:
                 assert row.computed == len(row.tokens), "a row emits before it has computed all it knows"
-                sampled.append(value.next_token)
-                row.tokens.append(value.next_token)
-        return StepResult(plan.step, sampled, [1] * len(sampled), elapsed_us=1)
+                kept = [values.next_token, *self._check(row, values, guesses)]
+                row.tokens += kept
+                row.computed += len(kept) - 1
+                sampled += kept
+                counts.append(len(kept))
+            if self.modules:
+                self._draft(row, before)
+        drafted = [guesses for guesses, emits in zip(drafts, plan.emits, strict=True) if emits] if plan.drafts else []
+        return StepResult(plan.step, sampled, counts, elapsed_us=1, drafted=drafted)
 
-    def _compute(self, row: WorkerRow, count: int) -> Values:
+    def _check(self, row: WorkerRow, values: Values, guesses: int) -> list[int]:
+        """Go on for so many guesses; returns what is sampled after the right ones."""
+        kept: list[int] = []
+        right = True
+        for offset in range(guesses):
+            guess = values.next_token if self.dice.random() < self.luck else self.dice.randrange(VOCABULARY)
+            right = right and guess == values.next_token
+            for group, stored in enumerate(values.append(guess)):
+                slot = self._slot(row, group, row.computed + offset)
+                self.pools[group][slot : slot + 4] = stored
+            if right:
+                kept.append(values.next_token)
+        self.guesses += guesses
+        self.right_guesses += len(kept)
+        return kept
+
+    def _draft(self, row: WorkerRow, start: int) -> None:
+        """Store the draft values of what was computed and of the last tokens before, and look at their windows."""
+        first = max(row.begin, start - self.modules + 1)
+        low = max(0, first - self.window + 1)
+        for position in range(low, row.computed):
+            whole = self._slot(row, 0, position)
+            value = int.from_bytes(self.pools[0][whole : whole + 4], "little") ^ DRAFT_SALT
+            slot = self._slot(row, 2, position)
+            self._touch_draft(row, position, position >= first)
+            if position >= first:
+                self.pools[2][slot : slot + 4] = value.to_bytes(4, "little")
+            else:
+                assert int.from_bytes(self.pools[2][slot : slot + 4], "little") == value, f"draft KV at {position}"
+
+    def _touch_draft(self, row: WorkerRow, position: int, writes: bool) -> None:
+        page = (2, row.tables[2][position // self.page_size])
+        (self.unanswered[-1].writes if writes else self.unanswered[-1].reads)[page] = row
+        for step in self.unanswered:
+            assert step.writes.get(page, row) is row, f"page {page} is used while another step writes it"
+            assert not writes or step.reads.get(page, row) is row, f"page {page} is written while another step reads it"
+
+    def _compute(self, row: WorkerRow, count: int, guesses: int) -> Values:
         start, end = row.computed, row.computed + count
-        self._touch(row, start, end)
+        self._touch(row, start, end + guesses)
         assert count > 0 and end <= len(row.tokens), f"{count} tokens at {start} of {len(row.tokens)}"
         values = Values(
             self.window, self._read(row, 0, 0, start), self._read(row, 1, max(0, start - self.window + 1), start)

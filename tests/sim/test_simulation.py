@@ -25,7 +25,7 @@ CHECK_EVERY = 20
 class Storm:
     """One seed: sizes, switches, and a random order of arrivals, cancels, stops and results."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, drafts: int = 0, modules: int = 0) -> None:
         self.rng = rng = random.Random(seed)
         page_size = (1, 16, 64, 4)[seed % 4]
         self.window = rng.choice((1, 3, page_size, 2 * page_size + 3, 40))
@@ -44,6 +44,9 @@ class Storm:
             overlap=(seed // 4) % 2 == 0,
             radix=(seed // 8) % 4 != 3,
             policy=rng.choice(("fcfs", "lpm")),
+            drafts=drafts,
+            modules=modules,
+            draft_pages=-(-(self.window + modules - 2) // page_size) + rng.choice((1, 2, window_pages + 2, 40)),
         )
         self.world = World(self.plan)
         self.bases = [[rng.randrange(VOCABULARY) for _ in range(self.longest)] for _ in range(3)]
@@ -130,13 +133,29 @@ def run_storm(storm: Storm, steps: int) -> None:
     world.run()
     state.cache.check()
     storm.collect()
-    for group in range(2):
+    for group in range(len(state.cache.groups)):
         usage = state.cache.usage(group)
         assert usage.requests == 0
         assert usage.free + usage.tree == usage.total
     state.cache.flush()
     assert all(pool.free == pool.total for pool in state.cache.pools)
     assert not state.cache.tree.roots and not state.cache.promises
+
+
+DRAFT_SEEDS = 32
+DRAFT_STEPS = 800
+
+
+@pytest.mark.parametrize("luck", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("seed", range(DRAFT_SEEDS))
+def test_07_22_23_26_guesses_right_or_wrong_lose_no_page_and_change_no_answer(seed: int, luck: float) -> None:
+    drafts = (1, 2, 3, 7)[seed % 4]
+    storm = Storm(1000 + seed, drafts, modules=drafts if seed // 4 % 2 else 0)
+    storm.world.worker.luck = luck
+    run_storm(storm, DRAFT_STEPS)
+    worker = storm.world.worker
+    assert worker.guesses
+    assert luck < 1.0 or worker.right_guesses == worker.guesses
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -70,7 +70,7 @@ class World:
         window = plan.groups[1].window
         assert window is not None
         pages = [group.pages for group in plan.groups]
-        self.worker = FakeWorker(plan.page_size, window, pages, plan.max_running_requests)
+        self.worker = FakeWorker(plan.page_size, window, pages, plan.max_running_requests, plan.drafting.modules)
         self.results: deque[StepResult] = deque()
         self.clients: dict[str, Client] = {}
         self.sent = 0
@@ -88,10 +88,11 @@ class World:
         stop_ids: Sequence[int] = (),
         namespace: str = "",
         images: Sequence[ImageSpan] = (),
+        speculative: bool = True,
     ) -> Client:
         """A request arrives."""
         client, admit = self.write(prompt, max_new_tokens, stop_ids, namespace)
-        self.turn(msgspec.structs.replace(admit, images=tuple(images)))
+        self.turn(msgspec.structs.replace(admit, images=tuple(images), speculative=speculative))
         return client
 
     def send_all(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Client]:

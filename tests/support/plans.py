@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srt.configs.plan import DeviceFacts, GroupPlan, ModelFacts, RuntimePlan
+from srt.configs.plan import DeviceFacts, DraftTraits, GroupPlan, ModelFacts, RuntimePlan
 from srt.configs.server import ServerConfig
 
 
@@ -21,8 +21,14 @@ def runtime_plan(
     radix: bool = True,
     policy: str = "fcfs",
     watchdog_s: float = 300.0,
+    drafts: int = 0,
+    modules: int = 0,
+    draft_pages: int | None = None,
 ) -> RuntimePlan:
-    """A plan with two KV groups, full and sliding, of which the scheduler reads only sizes and switches."""
+    """A plan with two KV groups, full and sliding, of which the scheduler reads only sizes and switches.
+
+    With draft modules there is a third one, whose layers see as much as the sliding ones.
+    """
     server = ServerConfig(
         model_path="none",
         page_size=page_size,
@@ -32,10 +38,13 @@ def runtime_plan(
         watchdog_timeout=watchdog_s,
     )
     facts = ModelFacts("none", "None", "none", 48, context, None, (), (), {})
-    groups = (
+    groups: tuple[GroupPlan, ...] = (
         GroupPlan("full", (0,), None, 1, 1, full_pages, 1),
         GroupPlan("sliding", (1,), window, 1, 1, sliding_pages, 1),
     )
+    if modules:
+        pages = sliding_pages if draft_pages is None else draft_pages
+        groups = (*groups, GroupPlan("draft", (2,), window + modules - 1, 1, 1, pages, 1))
     return RuntimePlan(
         server=server,
         model=facts,
@@ -49,8 +58,9 @@ def runtime_plan(
         max_running_requests=rows,
         max_queued_requests=queued,
         chunked_prefill_size=chunk,
-        max_step_tokens=step_tokens or chunk + rows,
+        max_step_tokens=step_tokens or chunk + rows * (1 + drafts),
         steps_in_flight=2 if overlap else 1,
         worker_threads=1,
         random_seed=0,
+        drafting=DraftTraits("mtp" if modules else "ngram" if drafts else "off", drafts, modules, look_ahead=modules),
     )

@@ -22,10 +22,16 @@ MODEL = ModelFacts(
     ),
     weight_bytes={"text": 5_000_000, "mtp": 1_000_000, "vision": 0},
     mtp_modules=3,
+    draft_group=KVGroupSpec(name="draft", layers=(5, 6, 7), window=64, kv_heads=2, head_dim=32),
 )
 DEVICE = DeviceFacts(device="cpu", name="a CPU", memory_bytes=8 << 30, cores=4)
 
 
+PLAIN: dict[str, Any] = {"model_path": "checkpoint", "speculative_algorithm": "off"}
+"""Options of a server without a drafter."""
+
+
 def make_plan(**options: Any) -> RuntimePlan:
-    """The plan of a server with these options on the imagined checkpoint and machine."""
-    return resolve(ServerConfig(model_path="checkpoint", **options), MODEL, DEVICE, fresh_seed=11)
+    """The plan of a server with these options on the imagined checkpoint and machine, without a drafter
+    unless they ask for one."""
+    return resolve(ServerConfig(**PLAIN | options), MODEL, DEVICE, fresh_seed=11)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
+from srt.configs.drafting import kv_groups
 from srt.configs.models import read_facts
-from srt.configs.plan import DeviceFacts, GroupPlan, RuntimePlan
+from srt.configs.plan import DeviceFacts, DraftTraits, GroupPlan, RuntimePlan
 from srt.configs.server import ServerConfig
 from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.parameter import Parameters
@@ -20,6 +22,8 @@ from srt.worker.runner import Runner
 from srt.worker.startup import Picks, start
 
 GREEDY = SamplingSpec(temperature=0.0)
+NO_DRAFTS = DraftTraits()
+MTP = DraftTraits("mtp", drafts=3, modules=3, look_ahead=3)
 
 
 def plan_for(
@@ -33,12 +37,15 @@ def plan_for(
     load_format: str = "auto",
     kv_dtype: str = "",
     ep_size: int = 1,
+    drafting: DraftTraits = NO_DRAFTS,
 ) -> RuntimePlan:
     """A runtime plan with `pages` pages in each KV group."""
     facts = read_facts(checkpoint)
     width = 4 if dtype == "float32" else 2
     groups = []
-    for group in facts.groups:
+    if drafting.modules:
+        drafting = msgspec.structs.replace(drafting, weights_path=str(checkpoint))
+    for group in kv_groups(facts, drafting):
         page_bytes = 2 * width * len(group.layers) * page_size * group.kv_heads * group.head_dim // tp_size
         geometry = (group.name, group.layers, group.window, group.kv_heads, group.head_dim)
         groups.append(GroupPlan(*geometry, pages, page_bytes))
@@ -59,6 +66,7 @@ def plan_for(
         steps_in_flight=1,
         worker_threads=1,
         random_seed=0,
+        drafting=drafting,
     )
 
 
@@ -67,6 +75,7 @@ class Recorder:
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
+        self.embedding = model.embedding
         self.last = torch.empty(0)
 
     def forward(self, batch: ForwardBatch, kv: Sequence[KVLayer]) -> Tensor:
@@ -87,7 +96,7 @@ class Steps:
     def __init__(self, plan: RuntimePlan, rundir: Path, rank: int = 0, picks: Picks | None = None) -> None:
         runner = start(plan, rundir, rank, lambda done, total: None, picks).runner
         self.plan, self.recorder = plan, Recorder(runner.model)
-        self.runner = Runner(self.recorder, runner.kv, runner.rows, runner.ops, runner.images)
+        self.runner = Runner(self.recorder, runner.kv, runner.rows, runner.ops, runner.images, runner.proposer)
         self.step = 0
         self.logits: dict[int, list[Tensor]] = {}
         self.tokens: dict[int, list[int]] = {}
@@ -125,26 +134,28 @@ class Steps:
         self.pages[row][group][index] = page
         self._updates.append(PageUpdate(group, [row], [index], [1], [page]))
 
-    def run(self, counts: dict[int, int]) -> StepResult:
-        """One step: row -> tokens to compute. A row that reaches its last token emits."""
+    def run(self, counts: dict[int, int], drafts: int = 0) -> StepResult:
+        """One step: row -> tokens to compute. A row that reaches its last token emits, and checks up to `drafts`
+        guesses."""
         self.step += 1
         for row, count in counts.items():
-            self._extend(row, self.computed[row] + count)
+            self._extend(row, self.computed[row] + count + drafts)
         emits = [self.computed[row] + count == len(self.tokens[row]) for row, count in counts.items()]
         plan = StepPlan(
             step=self.step, rows=list(counts), counts=list(counts.values()), emits=emits,
-            starts=self._starts, pages=self._updates,
+            starts=self._starts, pages=self._updates, drafts=[drafts] * len(counts),
         )  # fmt: skip
         self._starts, self._updates = [], []
         result = self.runner.step(plan)
-        sampled = iter(result.token_ids)
+        sampled, kept, drafted = iter(result.token_ids), iter(result.token_counts), iter(result.drafted)
         at = 0
         for (row, count), emitted in zip(counts.items(), emits, strict=True):
-            self.logits[row].append(self.recorder.last[at : at + count].clone())
-            self.computed[row] += count
-            at += count
+            new = next(kept) if emitted else 1
+            self.logits[row].append(self.recorder.last[at : at + count + new - 1].clone())
+            self.computed[row] += count + new - 1
+            at += count + (next(drafted) if emitted else 0)
             if emitted:
-                self.tokens[row].append(next(sampled))
+                self.tokens[row] += [next(sampled) for _ in range(new)]
         return result
 
     def prefill(self, row: int, chunk: int | None = None) -> None:
@@ -154,12 +165,12 @@ class Steps:
             left = wanted - self.computed[row]
             self.run({row: left if chunk is None else min(chunk, left)})
 
-    def generate(self, row: int, count: int) -> list[int]:
-        """Prefill if need be and decode until `count` new tokens are there."""
+    def generate(self, row: int, count: int, drafts: int = 0) -> list[int]:
+        """Prefill if need be and decode until at least `count` new tokens are there."""
         prompt = len(self.tokens[row])
         self.prefill(row)
         while len(self.tokens[row]) < prompt + count:
-            self.run({row: 1})
+            self.run({row: 1}, drafts)
         return self.tokens[row][prompt:]
 
     def all_logits(self, row: int) -> Tensor:

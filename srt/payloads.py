@@ -1,0 +1,146 @@
+"""What messages carry: the structs that never travel alone.
+
+`srt/messages.py` says who sends what to whom; its names are the ones to import.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Base of all messages: immutable, tagged with its class name, defaults are not sent."""
+
+
+class SamplingSpec(Message, frozen=True):
+    """How the worker turns logits into a token. Filters apply in the order top_k, top_p, min_p.
+
+    `temperature` 0 is greedy. `top_k` 0 keeps all. `seed` names the noise: a token drawn at position p of a
+    request depends on (seed, p) and the logits only, so that batch, chunking and retraction cannot change it.
+    Until `min_new_tokens` tokens exist the ids of `suppressed_ids` (end and stop ids) cannot be drawn.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    min_new_tokens: int = 0
+    suppressed_ids: tuple[int, ...] = ()
+
+
+class StopSpec(Message, frozen=True):
+    """What ends a request. `token_ids` holds the end-of-sequence ids too, unless the caller ignores them."""
+
+    max_new_tokens: int
+    token_ids: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
+    keep_text: bool = False
+    """Leave the matched stop text in the answer (`no_stop_trim`)."""
+
+
+class TextPrompt(Message, frozen=True):
+    """A prompt as text; `add_special_tokens` lets the tokenizer put its own opening tokens in front."""
+
+    text: str
+    add_special_tokens: bool = True
+
+
+class TokenPrompt(Message, frozen=True):
+    """A prompt as token ids, int32 little-endian."""
+
+    token_ids: bytes
+
+
+class ChatPrompt(Message, frozen=True):
+    """A prompt as chat messages: JSON texts as the client sent them, rendered by the checkpoint's template."""
+
+    messages: bytes
+    tools: bytes = b""
+    template_kwargs: bytes = b""
+
+
+class ImageSource(Message, frozen=True):
+    """An image as the client gave it: a data URI, base64, or the URL of a listed host.
+
+    `detail` "low" shows the model the global view alone, "high" and "auto" crops too, where it is large enough.
+    """
+
+    text: str
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class ImageSpan(Message, frozen=True):
+    """An image in a prompt: its tokens are `[start, start + tokens)`.
+
+    `key` is a hash of all that the model sees of it; its pixels wait in the file of that name (`srt/tiles.py`).
+    It has `columns` x `rows` crops and a global view.
+    """
+
+    key: bytes
+    start: int
+    tokens: int
+    columns: int
+    rows: int
+
+
+class SamplingParams(Message, frozen=True):
+    """What a client asked for, checked for type and range, before anything about the model is known.
+
+    `None` means: not given; the tokenizer fills in the checkpoint's generation_config or the neutral value.
+    `max_new_tokens` must fit behind the prompt. Where it is not given, `usual_new_tokens` is cut to the room that
+    is left; without that either, all the room is used.
+    """
+
+    max_new_tokens: int | None = None
+    usual_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    no_stop_trim: bool = False
+
+
+class Finish(Message, frozen=True):
+    """Why a request ended. `matched` is the stop id or stop text for kind "stop"."""
+
+    kind: Literal["stop", "length", "abort"]
+    matched: int | str | None = None
+    text: str = ""
+
+
+class Timing(Message, frozen=True):
+    """Stages of a request in seconds since it was received, filled in when it closes."""
+
+    queue_s: float = 0.0
+    first_token_s: float = 0.0
+    total_s: float = 0.0
+
+
+class SpeculationCounts(Message, frozen=True):
+    """What guessing ahead came to: `steps` that checked guesses, guesses that were checked and that were right, and
+    how many steps had 0, 1, 2, .. right ones. Counted before an ending cuts tokens off."""
+
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    histogram: tuple[int, ...] = ()
+
+
+class GroupUsage(Message, frozen=True):
+    """Tokens of one KV group's pool by owner; free + requests + tree = total."""
+
+    name: str
+    total_tokens: int
+    free_tokens: int
+    request_tokens: int
+    tree_tokens: int
+    evictable_tokens: int

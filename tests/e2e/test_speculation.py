@@ -1,0 +1,111 @@
+"""Guessing ahead over HTTP, with the trained built-in model: the same answers in far fewer steps."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srt.builtin.tasks import evaluation_set
+from tests.support.server import Server
+
+TINY = Path(__file__).parents[2] / "srt" / "builtin" / "tiny"
+FAMILIES = ("sum", "product", "sort", "reverse", "count", "json", "recall", "difference")
+GATE = 3.2
+"""Tokens a step, of 4 with three guesses."""
+
+
+def bodies() -> list[dict[str, Any]]:
+    """Greedy and sampled chats, with stops and limits at every offset of a chain of guesses."""
+    made: list[dict[str, Any]] = []
+    for number, example in enumerate(e for family in FAMILIES for e in evaluation_set(family, 6)):
+        body: dict[str, Any] = {"messages": example.messages, "max_tokens": 60 + number % 5, "return_token_ids": True}
+        match number % 4:
+            case 0 | 1:
+                body["temperature"] = 0
+            case 2:
+                body |= {"temperature": 1.3, "seed": number}
+            case _:
+                body |= {"temperature": 0.8, "top_p": 0.9, "top_k": 20, "seed": number, "min_tokens": number % 9}
+        if number % 6 == 5:
+            body["stop"] = ["1", " a"]
+        made.append(body)
+    return made
+
+
+def answers(server: Server, asked: list[dict[str, Any]]) -> list[Any]:
+    """What clients get, 16 at a time."""
+
+    def ask(body: dict[str, Any]) -> Any:
+        answer = server.request("POST", "/v1/chat/completions", body)
+        assert answer.status == 200, answer
+        choice = answer.json["choices"][0]
+        return choice["message"]["content"], choice["token_ids"], choice["finish_reason"], choice["matched_stop"]
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(ask, asked))
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[Any]:
+    """The answers without guesses."""
+    with Server("--model-path", str(TINY), "--speculative-algorithm", "off") as server:
+        return answers(server, bodies())
+
+
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "mtp": (),
+    "mtp without overlap": ("--disable-overlap-schedule",),
+    "mtp in a tiny pool": ("--context-length", "1024", "--max-total-tokens", "1024"),
+    "mtp with pages of one token, small chunks, no cache": (
+        "--page-size", "1", "--chunked-prefill-size", "7", "--disable-radix-cache",
+    ),
+    "one module": ("--speculative-num-steps", "1"),
+    "two ranks": ("--tp-size", "2"),
+    "n-gram": ("--speculative-algorithm", "ngram"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_01_06_27_31_answers_are_those_without_guesses(setting: str, plain: list[Any]) -> None:
+    with Server("--model-path", str(TINY), "--speculative-algorithm", "auto", *SETTINGS[setting]) as server:
+        assert answers(server, bodies()) == plain
+        assert server.metric("spec_accepted_tokens_total") > 0
+        assert server.metric("kv_pages_leaked") == 0
+        if setting == "mtp in a tiny pool":
+            assert server.metric("evicted_tokens_total") > 0
+
+
+def test_43_greedy_answers_take_at_least_3_2_tokens_a_step() -> None:
+    asked = [
+        {"messages": example.messages, "temperature": 0, "max_tokens": 100}
+        for family in FAMILIES
+        for example in evaluation_set(family, 4)
+    ]
+    with Server("--model-path", str(TINY), "--speculative-algorithm", "auto") as server:
+        for body in asked:
+            assert server.request("POST", "/v1/chat/completions", body).status == 200
+        assert server.metric("spec_accept_length") >= GATE
+        assert server.metric("spec_accept_rate") >= 0.7
+
+
+def test_32_a_request_tells_what_guessing_came_to_and_can_do_without() -> None:
+    body = {
+        "text": "<|im_start|>user\nCount from 1 to 30.<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        "sampling_params": {"temperature": 0, "max_new_tokens": 60, "ignore_eos": True},
+    }
+    with Server("--model-path", str(TINY), "--speculative-algorithm", "auto") as server:
+        guessed = server.request("POST", "/generate", body).json
+        plain = server.request("POST", "/generate", {**body, "speculative": "off"}).json
+        wrong = server.request("POST", "/generate", {**body, "speculative": "no"})
+    info = guessed["meta_info"]
+    assert guessed["output_ids"] == plain["output_ids"]
+    assert "spec_verify_ct" not in plain["meta_info"]
+    assert sum(info["spec_accept_histogram"]) == info["spec_verify_ct"]
+    assert sum(n * count for n, count in enumerate(info["spec_accept_histogram"])) == info["spec_accept_token_num"]
+    assert info["spec_accept_length"] == pytest.approx(60 / info["spec_verify_ct"])
+    assert info["spec_accept_rate"] == pytest.approx(info["spec_accept_token_num"] / info["spec_draft_token_num"])
+    assert wrong.status == 400
+    assert "'speculative' is" in wrong.text
