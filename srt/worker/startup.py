@@ -69,6 +69,8 @@ class Picks:
     linear: Pick
     attention: Pick
     experts: Pick
+    engine: Pick = Pick("host", "the model runs on the CPU")
+    """What keeps the rows and runs the steps."""
 
 
 @dataclass(frozen=True)
