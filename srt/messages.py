@@ -3,7 +3,7 @@
     api ──Generate·Cancel·Call──▶ tokenizer ──Admit·Abort·StopMatched·Call──▶ scheduler ──StepPlan──▶ worker × tp
     api ◀─Deltas·Failed·Reply─── tokenizer ◀─Emitted·Failed·Reply─────────── scheduler ◀─StepResult── worker 0
     image threads of the tokenizer ──ImageMade·ImageRefused──▶ tokenizer
-    every process ──Ready·Fatal──▶ launch ──ServerReady──▶ api
+    every process ──Ready·Fatal──▶ launch ──ServerReady·ServerLost──▶ api
 
 Messages are frozen, keyed msgspec structs; the union of an edge is its protocol, decoded by type and closed
 by `assert_never` in the one `match` of the receiving process. Commands are verbs, facts are nouns or
@@ -382,6 +382,12 @@ class ServerReady(Message, frozen=True):
     """Every process has said `Ready`: the API process may take requests. From launch to api."""
 
 
+class ServerLost(Message, frozen=True):
+    """The other processes have ended; one sentence says why. From launch to the api role in another program."""
+
+    text: str
+
+
 ToTokenizer = (
     Generate
     | Cancel
@@ -398,5 +404,5 @@ ToTokenizer = (
 )
 ToScheduler = Admit | Abort | StopMatched | FlushCache | AbortAll | StepResult | WorkerFault
 ToWorker = StepPlan
-ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats | ServerReady
+ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats | ServerReady | ServerLost
 ToLaunch = Ready | Progress | Fatal
