@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 import uvicorn
 import uvloop
@@ -23,24 +23,14 @@ import zmq
 from srt.api.app import Gate
 from srt.api.auth import Secrets
 from srt.api.connection import Connection, Settings, drop_overdue
-from srt.api.service import Life, Service
+from srt.api.front import Front
+from srt.api.service import Life
 from srt.api.tls import tls_context
 from srt.configs.plan import RuntimePlan
 from srt.errors import StartupError
-from srt.heartbeat import Board, Heartbeat
-from srt.messages import (
-    CallFailed,
-    Deltas,
-    Detokenized,
-    Done,
-    Failed,
-    Ready,
-    SchedulerStats,
-    ServerReady,
-    ToApi,
-    Tokenized,
-)
-from srt.wire import Inbox, Outbox
+from srt.heartbeat import Heartbeat
+from srt.messages import Ready
+from srt.wire import Outbox
 
 log = logging.getLogger(__name__)
 
@@ -94,14 +84,13 @@ def room_for(connections: int) -> int:
 
 
 class ApiProcess:
-    """The HTTP server and its edge to the tokenizer."""
+    """The HTTP server before the front."""
 
     def __init__(self, plan: RuntimePlan, rundir: Path, secrets: Secrets, context: zmq.Context[Any]) -> None:
-        self.inbox: Inbox[ToApi] = Inbox(context, rundir, "api", ToApi)
-        self.tokenizer = Outbox(context, rundir, "tokenizer")
         tls = tls_context(plan.server)
         self.scheme = "http" if tls is None else "https"
-        self.service = Service(plan, self.tokenizer, Board.open(rundir))
+        self.front = Front(plan, rundir, context)
+        self.service = self.front.service
         self.listener = listen(plan.server.host, plan.server.port)
         config = Settings(
             Gate(self.service, secrets),
@@ -124,35 +113,12 @@ class ApiProcess:
     def close(self) -> None:
         """Close the sockets."""
         self.listener.close()
-        self.tokenizer.close()
-        self.inbox.close()
-
-    def receive(self) -> None:
-        """Take in everything that has arrived."""
-        for message in self.inbox.drain():
-            self.settle(message)
-
-    def settle(self, message: ToApi) -> None:
-        """The protocol of this process."""
-        service = self.service
-        match message:
-            case Deltas():
-                service.streams.deliver(message.deltas)
-            case Failed():
-                service.streams.fail(message)
-            case Tokenized() | Detokenized() | Done() | CallFailed():
-                service.calls.settle(message)
-            case SchedulerStats():
-                service.metrics.stats = message
-            case ServerReady():
-                service.open_for_requests()
-            case _:
-                assert_never(message)
+        self.front.close()
 
     async def serve(self, beat: Heartbeat, launch: Outbox, rank: int) -> None:
         """Answer HTTP until `beat.stopping`, then finish what runs."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(self.inbox.fileno(), self.receive)
+        loop.add_reader(self.front.inbox.fileno(), self.front.receive)
         serving = asyncio.create_task(self.server.serve(sockets=[self.listener]))
         try:
             host, port = self.listener.getsockname()[:2]
@@ -163,11 +129,11 @@ class ApiProcess:
         finally:
             self.server.should_exit = True
             await serving
-            loop.remove_reader(self.inbox.fileno())
+            loop.remove_reader(self.front.inbox.fileno())
 
     async def poll(self) -> None:
         """What is done several times a second."""
-        self.receive()
+        self.front.receive()
         self.service.streams.drop_stalled()
         drop_overdue(self.server.server_state.connections)
         await asyncio.sleep(POLL_S)
