@@ -3,7 +3,7 @@
     api ──Generate·Cancel·Call──▶ tokenizer ──Admit·Abort·StopMatched·Call──▶ scheduler ──StepPlan──▶ worker × tp
     api ◀─Deltas·Failed·Reply─── tokenizer ◀─Emitted·Failed·Reply─────────── scheduler ◀─StepResult── worker 0
     image threads of the tokenizer ──ImageMade·ImageRefused──▶ tokenizer
-    every process ──Ready·Fatal──▶ launch ──ServerReady──▶ api
+    every process ──Ready·Fatal──▶ launch ──ServerReady·ServerLost──▶ api
 
 Messages are frozen, keyed msgspec structs; the union of an edge is its protocol, decoded by type and closed
 by `assert_never` in the one `match` of the receiving process. Commands are verbs, facts are nouns or
@@ -16,6 +16,8 @@ from typing import Final
 
 from srt.errors import ErrorCode
 from srt.payloads import ChatPrompt as ChatPrompt
+from srt.payloads import Constraint as Constraint
+from srt.payloads import ConstraintKind as ConstraintKind
 from srt.payloads import Finish as Finish
 from srt.payloads import GroupUsage as GroupUsage
 from srt.payloads import ImageSource as ImageSource
@@ -380,6 +382,12 @@ class ServerReady(Message, frozen=True):
     """Every process has said `Ready`: the API process may take requests. From launch to api."""
 
 
+class ServerLost(Message, frozen=True):
+    """The other processes have ended; one sentence says why. From launch to the api role in another program."""
+
+    text: str
+
+
 ToTokenizer = (
     Generate
     | Cancel
@@ -396,5 +404,5 @@ ToTokenizer = (
 )
 ToScheduler = Admit | Abort | StopMatched | FlushCache | AbortAll | StepResult | WorkerFault
 ToWorker = StepPlan
-ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats | ServerReady
+ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats | ServerReady | ServerLost
 ToLaunch = Ready | Progress | Fatal
