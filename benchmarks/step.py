@@ -24,14 +24,14 @@ from srt.configs.plan import RuntimePlan
 from srt.configs.resolve import resolve
 from srt.configs.server import ServerConfig
 from srt.messages import PageUpdate, RowStart, SamplingSpec, StepPlan
-from srt.worker.runner import Runner
+from srt.worker.startup import Engine as Worker
 from srt.worker.startup import start
 
 
 class Engine:
     """One worker's runner and the little bookkeeping that hands it rows and pages."""
 
-    def __init__(self, plan: RuntimePlan, runner: Runner, seed: int) -> None:
+    def __init__(self, plan: RuntimePlan, runner: Worker, seed: int) -> None:
         self.plan, self.runner = plan, runner
         self._rng = np.random.default_rng(seed)
         self._step = 0

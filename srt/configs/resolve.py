@@ -12,15 +12,15 @@ import msgspec
 
 from srt.configs.drafting import kv_groups, resolve_drafting
 from srt.configs.plan import DeviceFacts, GroupPlan, KVGroupSpec, ModelFacts, RuntimePlan
-from srt.configs.pools import ITEM_BYTES, Limits, PoolRequest, Pools, plan_pools
+from srt.configs.pools import CPU_KV_BYTES, ITEM_BYTES, Limits, PoolRequest, Pools, plan_pools
 from srt.configs.server import ServerConfig
 from srt.configs.startup_table import Reasons, human, startup_table
 from srt.errors import StartupError
 
 MEMORY_SHARE: Final = 0.9
 """Share of free memory that weights and KV may take; the rest is for the processes and activations."""
-CPU_RUNNING_REQUESTS: Final = 64
-CPU_CHUNK_TOKENS: Final = 512
+RUNNING_REQUESTS: Final = {"cpu": 64, "cuda": 256}
+CHUNK_TOKENS: Final = {"cpu": 512, "cuda": 8192}
 IMAGE_PROCESSES_MAX: Final = 4
 
 
@@ -30,9 +30,10 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
     Raises: StartupError, one sentence with both numbers, if the server cannot run as asked.
     """
     _check_domains(server)
+    _check_gpus(server, device)
     _check_quantization(server, model)
     dtype, dtype_reason = _dtype(server, model)
-    limits = _limits(server, model)
+    limits = _limits(server, model, device)
     kv_dtype = "fp8_e4m3" if server.kv_cache_dtype.startswith("fp8") else dtype
     drafting = resolve_drafting(server, model)
     groups = kv_groups(model, drafting.traits)
@@ -44,6 +45,7 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
         page_size=server.page_size,
         limits=limits,
         room=_room(server, weights, dtype, device),
+        usual=CPU_KV_BYTES if device.device == "cpu" else None,
         asked_tokens=server.max_total_tokens,
         asked_ratio=server.swa_full_tokens_ratio,
     )
@@ -96,6 +98,11 @@ def _check_ranks(server: ServerConfig, groups: tuple[KVGroupSpec, ...]) -> None:
             )
 
 
+def _check_gpus(server: ServerConfig, device: DeviceFacts) -> None:
+    if device.device == "cuda" and server.tp_size > device.cuda_devices:
+        raise StartupError(f"--tp-size is {server.tp_size}; {device.cuda_devices} GPUs are there")
+
+
 def _check_domains(server: ServerConfig) -> None:
     for domain in server.media_domains:
         if not re.fullmatch(r"[\w.-]+", domain):
@@ -128,7 +135,7 @@ def _dtype(server: ServerConfig, model: ModelFacts) -> tuple[str, str]:
     return "bfloat16", f"the checkpoint's {model.dtype} is not computed in"
 
 
-def _limits(server: ServerConfig, model: ModelFacts) -> Limits:
+def _limits(server: ServerConfig, model: ModelFacts, device: DeviceFacts) -> Limits:
     asked, chunk = server.context_length, server.chunked_prefill_size
     if asked is not None and asked > model.context_length:
         raise StartupError(f"--context-length is {asked}; the checkpoint's positions end at {model.context_length}")
@@ -137,8 +144,8 @@ def _limits(server: ServerConfig, model: ModelFacts) -> Limits:
     context = asked or model.context_length
     return Limits(
         context=context,
-        running=server.max_running_requests or CPU_RUNNING_REQUESTS,
-        chunk=context if chunk == -1 else min(chunk or CPU_CHUNK_TOKENS, context),
+        running=server.max_running_requests or RUNNING_REQUESTS[device.device],
+        chunk=context if chunk == -1 else min(chunk or CHUNK_TOKENS[device.device], context),
         in_flight=1 if server.disable_overlap_schedule else 2,
     )
 
@@ -150,14 +157,15 @@ def bytes_of_text(model: ModelFacts, dtype: str) -> int:
 
 
 def _room(server: ServerConfig, weights: dict[str, int], dtype: str, device: DeviceFacts) -> int:
-    """Bytes that are left for KV."""
+    """Bytes that are left for KV, over all ranks: on a CPU they share one memory, and each GPU has its own."""
+    memory_bytes = device.memory_bytes * (1 if device.device == "cpu" else server.tp_size)
     weight_bytes = sum(weights.values())
     features = server.encoder_cache_bytes * server.tp_size if "vision" in weights else 0
-    room = int(device.memory_bytes * MEMORY_SHARE) - weight_bytes - features
+    room = int(memory_bytes * MEMORY_SHARE) - weight_bytes - features
     if room <= 0:
         kept = f" and image features {human(features)} (--encoder-cache-bytes)" if features else ""
         raise StartupError(
-            f"the weights need {human(weight_bytes)} in {dtype}{kept}; {human(device.memory_bytes)} of memory are free"
+            f"the weights need {human(weight_bytes)} in {dtype}{kept}; {human(memory_bytes)} of memory are free"
         )
     return room
 

@@ -135,7 +135,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
             peer_names=("--max-num-seqs",),
             minimum=1,
             maximum=4096,
-            unset="64 on a CPU",
+            unset="64 on a CPU, 256 on a GPU",
         ),
     ] = None
     max_queued_requests: Annotated[
@@ -213,7 +213,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
             unit="tokens",
             peer_names=("--max-num-batched-tokens",),
             minimum=-1,
-            unset="512 on a CPU",
+            unset="512 on a CPU, 8192 on a GPU",
         ),
     ] = None
     schedule_policy: Annotated[
@@ -259,7 +259,9 @@ class ServerConfig(msgspec.Struct, frozen=True):
         ),
     ] = 256 << 20
 
-    device: Annotated[str, Option(EXECUTION, "Where the model runs.", choices=("auto", "cpu", "cuda"))] = "auto"
+    device: Annotated[
+        str, Option(EXECUTION, "Where the model runs; auto is a GPU if there is one.", choices=("auto", "cpu", "cuda"))
+    ] = "auto"
     tp_size: Annotated[
         int,
         Option(

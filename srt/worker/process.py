@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,7 @@ from srt.errors import SrtError
 from srt.heartbeat import Heartbeat
 from srt.messages import Progress, Ready, StepPlan, ToWorker, WorkerFault
 from srt.wire import Inbox, Outbox
-from srt.worker.runner import Runner
-from srt.worker.startup import start
+from srt.worker.startup import Engine, start
 
 POLL_MS = 200
 """How often an idle worker looks whether it shall stop."""
@@ -40,20 +40,33 @@ def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat) -> None:
         context.term()
 
 
-def _serve(runner: Runner, inbox: Inbox[StepPlan], scheduler: Outbox, rank: int, beat: Heartbeat) -> None:
+def _serve(runner: Engine, inbox: Inbox[StepPlan], scheduler: Outbox, rank: int, beat: Heartbeat) -> None:
+    """Hand plans to the runner as they come and results to the scheduler as they are there.
+
+    A runner that works behind our back is asked again and again: a step takes about as long as the system would need
+    to wake us.
+    """
+    under_way: deque[int] = deque()
     while not beat.stopping:
-        if not inbox.wait(POLL_MS):
-            continue
-        for plan in inbox.drain():
-            beat.step_begins(plan.step)
-            try:
-                result = runner.step(plan)
-            except (SrtError, RuntimeError) as error:
-                scheduler.send(WorkerFault(rank, str(error)))
-                raise
-            beat.step_ended()
+        plans = inbox.drain() if inbox.wait(0 if runner.busy else POLL_MS) else []
+        try:
+            for plan in plans:
+                if not under_way:
+                    beat.step_begins(plan.step)
+                under_way.append(plan.step)
+                runner.submit(plan)
+            results = list(runner.finished())
+        except (SrtError, RuntimeError) as error:
+            scheduler.send(WorkerFault(rank, str(error)))
+            raise
+        for result in results:
+            under_way.popleft()
             if rank == 0:
                 scheduler.send(result)
+        if results and under_way:
+            beat.step_begins(under_way[0])
+        elif results:
+            beat.step_ended()
 
 
 def _reporter(launch: Outbox, rank: int) -> Callable[[int, int], None]:

@@ -37,6 +37,21 @@ class Runner:
         self.images: RowImages = NoImages() if images is None else images
         self.proposer: Proposer = NoGuesses() if proposer is None else proposer
         self._last_step: int | None = None
+        self._results: list[StepResult] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether results are still to be picked up."""
+        return bool(self._results)
+
+    def submit(self, plan: StepPlan) -> None:
+        """Run one plan now. Raises: ProcessLost as `step` does."""
+        self._results.append(self.step(plan))
+
+    def finished(self) -> list[StepResult]:
+        """Results that were not picked up, oldest first."""
+        results, self._results = self._results, []
+        return results
 
     def step(self, plan: StepPlan) -> StepResult:
         """Run one plan.

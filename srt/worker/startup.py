@@ -17,6 +17,7 @@ from srt.configs.plan import RuntimePlan
 from srt.configs.step3p7 import Step3p7Config
 from srt.distributed import TensorGroup, join_group
 from srt.errors import StartupError
+from srt.layers.batch import KVLayer
 from srt.layers.cpu.build import KernelsUnavailable, default_cache
 from srt.layers.cpu.kernels import load_kernels
 from srt.layers.gpu import current_gpu
@@ -25,11 +26,15 @@ from srt.layers.moe.placement import place
 from srt.layers.parameter import Parameters, nested
 from srt.layers.quant.registry import format_of
 from srt.layers.toolkit import Toolkit
+from srt.models.contract import DraftModel, LanguageModel
 from srt.models.registry import FAMILIES
 from srt.tiles import TileFiles
 from srt.weights.files import RandomWeights, Source
 from srt.weights.load import LoadReport, load
 from srt.weights.rules import RuleBook
+from srt.worker.device.mtp import DeviceProposer, DeviceWindows, NoDeviceGuesses
+from srt.worker.device.rows import DeviceRows
+from srt.worker.device.runner import DeviceRunner
 from srt.worker.drafting import build_draft, build_proposer, checkpoint_source, with_draft_layers
 from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
@@ -74,10 +79,25 @@ class Picks:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What an engine is made of: models with their KV memory, and what they were built with."""
+
+    model: LanguageModel
+    draft: DraftModel | None
+    kv: Sequence[KVLayer]
+    draft_kv: Sequence[KVLayer]
+    tools: Toolkit
+    images: RowImages | None
+
+
+Engine = Runner | DeviceRunner
+
+
+@dataclass(frozen=True)
 class Started:
     """A worker that can work, and what there is to say about it in the start-up table."""
 
-    runner: Runner
+    runner: Engine
     facts: dict[str, str]
 
 
@@ -102,6 +122,8 @@ def pick_backends(device: str, dtype: torch.dtype, threads: int) -> Picks:
             native = Pick("native", f"{kernels.vectors}, {kernels.threading}", (kernels,))
             return Picks(native, native, native, native)
     picks = reference_backends(reason)
+    if device == "cuda":
+        return replace(picks, engine=Pick("device", "rows and samples stay on the GPU"))
     if device == "cpu" and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return replace(picks, linear=Pick("onednn", f"{reason}; oneDNN has bfloat16 arithmetic here"))
     return picks
@@ -123,6 +145,7 @@ def start(
     dtype = DTYPES.get(plan.dtype)
     if dtype is None:
         raise StartupError(f"dtype {plan.dtype} is not supported, choose one of {', '.join(DTYPES)}")
+    device = worker_device(plan, rank)
     path = Path(plan.model.path)
     config, drafting = with_draft_layers(read_config(path), plan), plan.drafting
     formats = announced_formats(config) if plan.server.load_format == "dummy" else expert_formats(path, config)
@@ -130,7 +153,7 @@ def start(
     picks = picks or pick_backends(plan.device.device, dtype, plan.worker_threads)
     if plan.kv_dtype == "fp8_e4m3" and picks.attention.key == "native":
         picks = replace(picks, attention=Pick("reference", "the native kernels have no FP8 KV"))
-    with torch.inference_mode(), torch.device(plan.device.device):
+    with torch.inference_mode(), device:
         family = FAMILIES[config.model_type]
         try:
             experts = _runners(config, formats, plan, group, picks.experts)
@@ -150,9 +173,6 @@ def start(
         report = load_weights(family.rules(config, formats, drafting.modules), parameters, plan, progress)
         loaded_s = time.perf_counter() - began
         kv = allocate_kv(plan.groups, plan.page_size, group.size, KV_DTYPES[plan.kv_dtype])
-        rows = Rows(len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, drafting.drafts)
-        main, drafts = kv[: config.text.main_layers], kv[config.text.main_layers :]
-        proposer = build_proposer(plan, rows, tools, draft, drafts)
     facts = {kind: f"{pick.key} ({pick.reason})" for kind, pick in _named(picks)}
     facts |= _expert_facts(experts, formats)
     facts |= {
@@ -162,7 +182,6 @@ def start(
     }
     row_images: RowImages | None = None
     if tower is not None and images is not None:
-        device = torch.device(plan.device.device)
         kept = ImageFeatures(
             tower,
             TileFiles(rundir, images),
@@ -172,7 +191,38 @@ def start(
             threads=plan.worker_threads,
         )
         row_images = TowerImages(kept, images.image_token_id)
-    return Started(Runner(model, main, rows, tools.ops, row_images, proposer), facts)
+    parts = Parts(model, draft, kv[: config.text.main_layers], kv[config.text.main_layers :], tools, row_images)
+    return Started(_engine(picks.engine.key, plan, device, parts, config.text.hidden_size), facts)
+
+
+def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
+    """The device of a rank, made current.
+
+    Raises: StartupError if torch cannot use the GPU that the driver has.
+    """
+    if plan.device.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise StartupError(f"torch {torch.__version__} cannot use the {plan.device.name}; use --device cpu")
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _engine(kind: str, plan: RuntimePlan, device: torch.device, parts: Parts, hidden_size: int) -> Engine:
+    """What keeps the rows and runs the steps: on the host, or on the device behind its back."""
+    model, kv, ops, images = parts.model, parts.kv, parts.tools.ops, parts.images
+    sizes = len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, plan.drafting.drafts
+    if kind == "host":
+        rows = Rows(*sizes)
+        return Runner(
+            model, kv, rows, ops, images, build_proposer(plan, rows, parts.tools, parts.draft, parts.draft_kv)
+        )
+    device_rows = DeviceRows(device, *sizes)
+    proposer: DeviceProposer = NoDeviceGuesses()
+    if parts.draft is not None:
+        proposer = DeviceWindows(parts.draft, parts.draft_kv, device_rows, ops, hidden_size, parts.tools.dtype)
+    return DeviceRunner(model, kv, device_rows, ops, images, proposer)
 
 
 def load_weights(
@@ -256,7 +306,12 @@ def _toolkit(picks: Picks, plan: RuntimePlan, group: TensorGroup, experts: Mappi
 
 
 def _named(picks: Picks) -> list[tuple[str, Pick]]:
-    return [("ops", picks.ops), ("linear", picks.linear), ("attention", picks.attention)]
+    return [
+        ("engine", picks.engine),
+        ("ops", picks.ops),
+        ("linear", picks.linear),
+        ("attention", picks.attention),
+    ]
 
 
 def _loaded(report: LoadReport) -> str:
