@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import assert_never
 
 import zmq
 
 from srt.configs.plan import RuntimePlan
 from srt.errors import SrtError
 from srt.heartbeat import Heartbeat
-from srt.messages import Progress, Ready, StepPlan, ToWorker, WorkerFault
+from srt.messages import Progress, Ready, StartProfile, StepPlan, StopProfile, ToWorker, WorkerFault
 from srt.wire import Inbox, Outbox
+from srt.worker.profiling import Profiler
 from srt.worker.startup import Engine, start
 
 POLL_MS = 200
@@ -40,33 +43,61 @@ def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat) -> None:
         context.term()
 
 
-def _serve(runner: Engine, inbox: Inbox[StepPlan], scheduler: Outbox, rank: int, beat: Heartbeat) -> None:
-    """Hand plans to the runner as they come and results to the scheduler as they are there.
-
-    A runner that works behind our back is asked again and again: a step takes about as long as the system would need
-    to wake us.
-    """
-    under_way: deque[int] = deque()
+def _serve(runner: Engine, inbox: Inbox[ToWorker], scheduler: Outbox, rank: int, beat: Heartbeat) -> None:
+    profiler = Profiler(rank)
+    steps = _Steps(runner, scheduler, rank, beat)
     while not beat.stopping:
-        plans = inbox.drain() if inbox.wait(0 if runner.busy else POLL_MS) else []
-        try:
-            for plan in plans:
-                if not under_way:
-                    beat.step_begins(plan.step)
-                under_way.append(plan.step)
-                runner.submit(plan)
-            results = list(runner.finished())
-        except (SrtError, RuntimeError) as error:
-            scheduler.send(WorkerFault(rank, str(error)))
-            raise
+        # A runner that works behind our back is asked again and again: a step is too short to be woken for its end.
+        if not inbox.wait(0 if runner.busy else POLL_MS):
+            profiler.steps_ended(steps.collect())
+            continue
+        for message in inbox.drain():
+            match message:
+                case StepPlan():
+                    profiler.steps_ended(steps.submit(message))
+                case StartProfile():
+                    scheduler.send(profiler.start(message))
+                case StopProfile():
+                    scheduler.send(profiler.stop(message))
+                case _:
+                    assert_never(message)
+
+
+class _Steps:
+    """Hands plans to the runner, and results to the scheduler as they are there; both count those that ended."""
+
+    def __init__(self, runner: Engine, scheduler: Outbox, rank: int, beat: Heartbeat) -> None:
+        self._runner, self._scheduler, self._rank, self._beat = runner, scheduler, rank, beat
+        self._under_way: deque[int] = deque()
+
+    def submit(self, plan: StepPlan) -> int:
+        if not self._under_way:
+            self._beat.step_begins(plan.step)
+        self._under_way.append(plan.step)
+        with self._faults_told():
+            self._runner.submit(plan)
+        return self.collect()
+
+    def collect(self) -> int:
+        with self._faults_told():
+            results = list(self._runner.finished())
         for result in results:
-            under_way.popleft()
-            if rank == 0:
-                scheduler.send(result)
-        if results and under_way:
-            beat.step_begins(under_way[0])
+            self._under_way.popleft()
+            if self._rank == 0:
+                self._scheduler.send(result)
+        if results and self._under_way:
+            self._beat.step_begins(self._under_way[0])
         elif results:
-            beat.step_ended()
+            self._beat.step_ended()
+        return len(results)
+
+    @contextmanager
+    def _faults_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (SrtError, RuntimeError) as error:
+            self._scheduler.send(WorkerFault(self._rank, str(error)))
+            raise
 
 
 def _reporter(launch: Outbox, rank: int) -> Callable[[int, int], None]:
