@@ -123,6 +123,29 @@ class LogprobParams(Message, frozen=True):
     texts: bool = True
 
 
+ConstraintKind = Literal["json_schema", "json_object", "regex", "ebnf", "choice", "structural_tag"]
+
+
+class Constraint(Message, frozen=True):
+    """The form that an answer must have. What `text` is, by kind:
+
+        json_schema      a JSON schema
+        json_object      nothing: any JSON object
+        regex            a regular expression that the whole answer matches
+        ebnf             a grammar in EBNF with a rule `root`
+        choice           a JSON list of texts, of which the answer is one
+        structural_tag   a structural tag as JSON
+
+    It holds from the first token on, or from behind the first `after_token` of the answer. With `after_thinking` the
+    tokenizer decides: where the prompt leaves the model thinking, `after_token` becomes the end of the thinking.
+    """
+
+    kind: ConstraintKind
+    text: str = ""
+    after_token: int | None = None
+    after_thinking: bool = False
+
+
 class SamplingParams(Message, frozen=True):
     """What a client asked for, checked for type and range, before anything about the model is known.
 
@@ -149,6 +172,7 @@ class SamplingParams(Message, frozen=True):
     repetition_penalty: float | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: LogprobParams | None = None
+    constraint: Constraint | None = None
 
 
 class Logprobs(Message, frozen=True):
