@@ -4,9 +4,9 @@ A row's token is a function of its logits, its sampling settings, its seed and t
 rows beside it. Each draw takes one number in [0, 1) from a hash of (seed, position) and looks it up in the
 cumulative weights of the tokens that the filters kept, in order of token id.
 
-Edits of single logits come first (`srt/worker/edits.py`). Filters apply to softmax(logits / temperature), in this order:
-`top_k` keeps the k largest, of equal ones those with the lowest ids; `top_p` keeps the fewest largest of those that
-together hold that share of what top_k kept; `min_p` keeps those with at least that share of the largest one's
+Edits of single logits come first (`srt/worker/edits.py`). Filters apply to softmax(logits / temperature), in this
+order: `top_k` keeps the k largest, of equal ones those with the lowest ids; `top_p` keeps the fewest largest of those
+that together hold that share of what top_k kept; `min_p` keeps those with at least that share of the largest one's
 probability. The most probable token always stays.
 """
 
