@@ -61,6 +61,38 @@ def store_kernel(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def keys_of(
+    position: tl.tensor, length: tl.tensor, part: tl.tensor, TOKENS: tl.constexpr, WINDOW: tl.constexpr,
+    PARTS: tl.constexpr, KEYS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """The first key that `TOKENS` tokens from `position` on see, and the keys [begin, end) of one part of theirs."""
+    end = tl.minimum(length, position + TOKENS)
+    lowest = position * 0
+    if WINDOW > 0:
+        lowest = tl.maximum(0, position - WINDOW + 1)
+    begin = lowest // KEYS * KEYS
+    if PARTS > 1:
+        share = tl.cdiv(tl.cdiv(tl.maximum(end - begin, 0), KEYS), PARTS) * KEYS
+        begin += part * share
+        end = tl.minimum(end, begin + share)
+    return lowest, begin, end
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def weigh(
+    largest: tl.tensor, sums: tl.tensor, total: tl.tensor, score: tl.tensor, v: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Take in the values of some more keys; scores are powers of two, minus infinity for keys that are not seen."""
+    new = tl.maximum(largest, tl.max(score, axis=1))
+    base = tl.where(new == -float("inf"), 0.0, new)
+    weight = tl.exp2(score - base[:, None])
+    shrink = tl.exp2(largest - base)
+    sums = sums * shrink + tl.sum(weight, axis=1)
+    total = tl.dot(weight.to(v.dtype), v, total * shrink[:, None], input_precision="ieee")
+    return new, sums, total
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def attend_kernel(
     q: tl.tensor, keys: tl.tensor, values: tl.tensor, gates: tl.tensor, gate_stride: tl.tensor, out: tl.tensor,
     part_out: tl.tensor, part_sums: tl.tensor, block_row: tl.tensor, block_first: tl.tensor, query_starts: tl.tensor,
@@ -86,24 +118,15 @@ def attend_kernel(
     columns = tl.arange(0, SIZE)
     place = (start + token).to(tl.int64) * Q_HEADS + head * GROUP + lines % GROUP
     own = tl.load(q + place[:, None] * SIZE + columns[None, :], mask=live[:, None], other=0.0)
-    end = tl.minimum(length, length - count + first + TOKENS)
-    begin = 0
-    if WINDOW > 0:
-        begin = tl.maximum(0, length - count + first - WINDOW + 1) // KEYS * KEYS
-    if PARTS > 1:
-        share = tl.cdiv(tl.cdiv(tl.maximum(end - begin, 0), KEYS), PARTS) * KEYS
-        begin += part * share
-        end = tl.minimum(end, begin + share)
+    lowest, begin, end = keys_of(length - count + first, length, part, TOKENS, WINDOW, PARTS, KEYS)
     pages = table + tl.load(table_rows + row) * table_stride
-    factor = scale * LOG2E
-    if CODED:
-        factor *= tl.load(k_scale)
+    factor = scale * LOG2E * (tl.load(k_scale) if CODED else 1.0)
     largest = tl.full((LINES,), -float("inf"), tl.float32)
     sums = tl.zeros((LINES,), tl.float32)
     total = tl.zeros((LINES, SIZE), tl.float32)
     for at in range(begin, end, KEYS):
         key = at + tl.arange(0, KEYS)
-        there = key < end
+        there = (key >= lowest) & (key < end)
         page = tl.load(pages + key // PAGE, mask=there, other=0).to(tl.int64)
         slot = (page * PAGE + key % PAGE) * KV_HEADS + head
         k = tl.load(keys + slot[None, :] * SIZE + columns[:, None], mask=there[None, :], other=0.0).to(own.dtype)
@@ -112,14 +135,8 @@ def attend_kernel(
         if WINDOW > 0:
             seen = seen & (position[:, None] - key[None, :] < WINDOW)
         score = tl.where(seen, score, -float("inf"))
-        new = tl.maximum(largest, tl.max(score, axis=1))
-        base = tl.where(new == -float("inf"), 0.0, new)
-        weight = tl.exp2(score - base[:, None])
-        shrink = tl.exp2(largest - base)
-        sums = sums * shrink + tl.sum(weight, axis=1)
         v = tl.load(values + slot[:, None] * SIZE + columns[None, :], mask=there[:, None], other=0.0).to(own.dtype)
-        total = tl.dot(weight.to(own.dtype), v, total * shrink[:, None], input_precision="ieee")
-        largest = new
+        largest, sums, total = weigh(largest, sums, total, score, v)
     if CODED:
         total *= tl.load(v_scale)
     if PARTS > 1:

@@ -59,7 +59,9 @@ def router_logits_kernel(
         steps = share * SHARE + k + tl.arange(0, STEP)
         within = steps < SIZE
         a = tl.load(x + rows[:, None] * x_stride + steps[None, :], mask=live[:, None] & within[None, :], other=0.0)
-        b = tl.load(weight + columns[None, :] * SIZE + steps[:, None], mask=inside[None, :] & within[:, None], other=0.0)
+        b = tl.load(
+            weight + columns[None, :] * SIZE + steps[:, None], mask=inside[None, :] & within[:, None], other=0.0
+        )
         total = tl.dot(a.to(tl.float32), b, total, input_precision="tf32x3")
     target = partial + (share.to(tl.int64) * tokens + rows[:, None]) * EXPERTS + columns[None, :]
     tl.store(target, total, mask=live[:, None] & inside[None, :])
