@@ -136,7 +136,10 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
 
 
 def resume(path: Path) -> set[str]:
-    """Ids that have an answer. A last line that a kill cut off is removed. Raises: StartupError if it is other content."""
+    """Ids that have an answer. A last line that a kill cut off is removed.
+
+    Raises: StartupError if the file holds anything else.
+    """
     done: set[str] = set()
     if not path.exists():
         return done

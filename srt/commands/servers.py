@@ -54,7 +54,9 @@ class RemoteServer:
     async def post(self, path: str, body: Any) -> Response:
         """As the protocol says."""
         async with self._session.post(self._url + path, json=body) as response:
-            return Response(response.status, dict(response.headers), await response.read())
+            return Response(
+                response.status, {name.lower(): text for name, text in response.headers.items()}, await response.read()
+            )
 
     async def stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """As the protocol says."""

@@ -54,7 +54,7 @@ class Engine:
     ) -> Iterator[Json]: ...
 
     def generate(self, prompt: str | Sequence[str] | None = None, *, stream: bool = False, **fields: Any) -> Any:
-        """`POST /generate` with `text=prompt` and these fields: an object, a list for a list, an iterator if streamed."""
+        """`POST /generate` with `text=prompt`: an object, a list for a list of prompts, or an iterator."""
         body = _generate_body(prompt, fields)
         return self.stream("/generate", body) if stream else self.call("/generate", body)
 

@@ -164,13 +164,15 @@ class Host:
                     await self._stop.wait()
 
     async def _drain(self, front: Front) -> None:
+        """Let running calls end, unless there is nobody left to answer them."""
         service = front.service
         service.life = Life.DRAINING
-        if self._lost is None and len(service.streams):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.plan.server.drain_timeout):
-                    while len(service.streams):
-                        await asyncio.sleep(POLL_S)
+        if self._lost is not None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.plan.server.drain_timeout):
+                while len(service.streams):
+                    await asyncio.sleep(POLL_S)
         service.streams.end_all("the engine is shutting down")
 
 
