@@ -16,6 +16,8 @@ from typing import Final
 
 from srt.errors import ErrorCode
 from srt.payloads import ChatPrompt as ChatPrompt
+from srt.payloads import Constraint as Constraint
+from srt.payloads import ConstraintKind as ConstraintKind
 from srt.payloads import Finish as Finish
 from srt.payloads import GroupUsage as GroupUsage
 from srt.payloads import ImageSource as ImageSource

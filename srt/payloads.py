@@ -86,6 +86,29 @@ class ImageSpan(Message, frozen=True):
     rows: int
 
 
+ConstraintKind = Literal["json_schema", "json_object", "regex", "ebnf", "choice", "structural_tag"]
+
+
+class Constraint(Message, frozen=True):
+    """The form that an answer must have. What `text` is, by kind:
+
+        json_schema      a JSON schema
+        json_object      nothing: any JSON object
+        regex            a regular expression that the whole answer matches
+        ebnf             a grammar in EBNF with a rule `root`
+        choice           a JSON list of texts, of which the answer is one
+        structural_tag   a structural tag as JSON
+
+    It holds from the first token on, or from behind the first `after_token` of the answer. With `after_thinking` the
+    tokenizer decides: where the prompt leaves the model thinking, `after_token` becomes the end of the thinking.
+    """
+
+    kind: ConstraintKind
+    text: str = ""
+    after_token: int | None = None
+    after_thinking: bool = False
+
+
 class SamplingParams(Message, frozen=True):
     """What a client asked for, checked for type and range, before anything about the model is known.
 
@@ -107,6 +130,7 @@ class SamplingParams(Message, frozen=True):
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     no_stop_trim: bool = False
+    constraint: Constraint | None = None
 
 
 class Finish(Message, frozen=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from srt.api.auth import Access, Doorkeeper, Secrets
+from srt.api.auth import Access, Doorkeeper, Secrets, offered_keys
 from srt.errors import ServingError
 from tests.support.front import Front
 from tests.support.raw import RawConnection
@@ -63,6 +63,18 @@ def test_the_api_key_opens_work_and_the_admin_key_everything(closed: Front) -> N
     assert status(closed, "POST", "/abort_request", "admin-key", b'{"abort_all": true}') == 200
 
 
+def test_a_key_may_come_as_anthropic_clients_send_it(closed: Front) -> None:
+    for headers, expected in (
+        ("X-Api-Key: user-key", 200),
+        ("X-Api-Key: wrong", 401),
+        ("Authorization: Basic user-key", 401),
+        ("Authorization: Bearer wrong\r\nX-Api-Key: user-key", 200),
+    ):
+        with RawConnection(closed.port) as connection:
+            connection.send(f"GET /v1/models HTTP/1.1\r\nHost: t\r\n{headers}\r\n\r\n".encode())
+            assert connection.response()[0] == expected, headers
+
+
 def test_no_key_is_shown_anywhere(closed: Front) -> None:
     with RawConnection(closed.port) as connection:
         connection.send(b"GET /server_info HTTP/1.1\r\nHost: t\r\nAuthorization: bearer admin-key\r\n\r\n")
@@ -88,9 +100,9 @@ def test_no_key_is_shown_anywhere(closed: Front) -> None:
 def test_with_one_key_the_other_door_stays_as_it_is(
     secrets: Secrets, access: Access, key: str | None, expected: int
 ) -> None:
-    header = None if key is None else b"Bearer " + key.encode()
+    headers = [] if key is None else [(b"authorization", b"Bearer " + key.encode())]
     try:
-        Doorkeeper(secrets).check(access, header)
+        Doorkeeper(secrets).check(access, offered_keys(headers))
         found = 200
     except ServingError as error:
         found = error.status
