@@ -17,6 +17,7 @@ from starlette.routing import Route as StarletteRoute
 from starlette.routing import compile_path
 
 from srt import __version__
+from srt.api import page
 from srt.api.auth import Access, Doorkeeper, Secrets, offered_keys
 from srt.api.control import Administration, Facts, Health, Tokens
 from srt.api.http import OPENAI_ERRORS, REQUEST_ID, ErrorForm, Exchange, Headers, Receive, Scope, Send, error_body
@@ -61,6 +62,9 @@ def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
         Route("/generate", ("POST", "PUT"), key, Generate(service)),
         Route("/v1/completions", post, key, Completions(service)),
         Route("/v1/chat/completions", post, key, ChatCompletions(service)),
+        Route("/", get, Access.OPEN, page.File("index.html")),
+        Route("/page/style.css", get, Access.OPEN, page.File("style.css")),
+        Route("/page/chat.js", get, Access.OPEN, page.File("chat.js")),
         Route("/health", get, Access.OPEN, health.health),
         Route("/ready", get, Access.OPEN, health.ready),
         Route("/health_generate", get, key, health.health_generate),

@@ -202,7 +202,7 @@ def _facts(usage: dict[str, Any], first_s: float, rest_s: float) -> str:
     ]
     steps = usage.get("spec_verify_ct")
     if steps:
-        parts.append(f"{tokens / steps:.1f} tokens a step")
+        parts.append(f"{(tokens - 1) / steps:.1f} tokens a step")
     return ", ".join(parts)
 
 

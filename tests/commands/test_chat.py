@@ -72,8 +72,8 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_conversation(server: 
             shown += os.read(main_end, 65536)
 
     until(b"/help says")
-    os.write(main_end, b"Count from 1 to 200.\n")
-    until(b" 12 ")
+    os.write(main_end, b"Count from 100 to 299.\n")
+    until(b" 103 ")
     process.send_signal(signal.SIGINT)
     until(b"stopped")
     os.write(main_end, b"/help\n")
@@ -81,4 +81,4 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_conversation(server: 
     os.write(main_end, b"/quit\n")
     assert process.wait(30) == 0
     os.close(main_end)
-    assert b" 199 " not in shown
+    assert b" 298 " not in shown
