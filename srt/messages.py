@@ -1,7 +1,7 @@
 """Everything that one process may say to another.
 
-    api ──Generate·Cancel·Call──▶ tokenizer ──Admit·Abort·StopMatched·Call──▶ scheduler ──StepPlan──▶ worker × tp
-    api ◀─Deltas·Failed·Reply─── tokenizer ◀─Emitted·Failed·Reply─────────── scheduler ◀─StepResult── worker 0
+    api ──Generate·Cancel·Call──▶ tokenizer ──Admit·Abort·StopMatched·Call──▶ scheduler ──StepPlan·Profile─▶ worker × tp
+    api ◀─Deltas·Failed·Reply─── tokenizer ◀─Emitted·Failed·Reply─────────── scheduler ◀─StepResult·Profiled── worker
     image threads of the tokenizer ──ImageMade·ImageRefused──▶ tokenizer
     every process ──Ready·Fatal──▶ launch ──ServerReady·ServerLost──▶ api
 
@@ -174,6 +174,37 @@ class AbortAll(Message, frozen=True):
     call: int
 
 
+class StartProfile(Message, frozen=True):
+    """Record what each worker does for `steps` steps, or until `StopProfile`, into files of `directory`.
+
+    A file is called `NAME-TP-RANK.trace.json.gz`.
+    """
+
+    call: int
+    directory: str
+    name: str
+    steps: int
+    cpu: bool = True
+    device: bool = True
+    with_stack: bool = False
+    record_shapes: bool = False
+
+
+class StopProfile(Message, frozen=True):
+    """End the recording and write the files."""
+
+    call: int
+
+
+class Profiled(Message, frozen=True):
+    """A worker's answer to `StartProfile` and `StopProfile`: its file, or why not."""
+
+    call: int
+    rank: int
+    ok: bool
+    text: str = ""
+
+
 class Tokenized(Message, frozen=True):
     """Answer to `Tokenize`: int32 little-endian ids."""
 
@@ -189,7 +220,7 @@ class Detokenized(Message, frozen=True):
 
 
 class Done(Message, frozen=True):
-    """Answer to `FlushCache` and `AbortAll`."""
+    """Answer to `FlushCache`, `AbortAll`, `StartProfile` and `StopProfile`."""
 
     call: int
     ok: bool
@@ -395,6 +426,8 @@ ToTokenizer = (
     | Detokenize
     | FlushCache
     | AbortAll
+    | StartProfile
+    | StopProfile
     | ImageMade
     | ImageRefused
     | Emitted
@@ -402,7 +435,18 @@ ToTokenizer = (
     | Done
     | SchedulerStats
 )
-ToScheduler = Admit | Abort | StopMatched | FlushCache | AbortAll | StepResult | WorkerFault
-ToWorker = StepPlan
+ToScheduler = (
+    Admit
+    | Abort
+    | StopMatched
+    | FlushCache
+    | AbortAll
+    | StartProfile
+    | StopProfile
+    | Profiled
+    | StepResult
+    | WorkerFault
+)
+ToWorker = StepPlan | StartProfile | StopProfile
 ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats | ServerReady | ServerLost
 ToLaunch = Ready | Progress | Fatal

@@ -24,7 +24,10 @@ from srt.api.http import OPENAI_ERRORS, REQUEST_ID, ErrorForm, Exchange, Headers
 from srt.api.native import Generate
 from srt.api.openai import ChatCompletions, Completions
 from srt.api.openapi import document
+from srt.api.operations import Operations
 from srt.api.origins import Origins
+from srt.api.pages import Pages
+from srt.api.render import Render
 from srt.api.requestlog import RequestLog
 from srt.api.schema import MAX_RID_CHARACTERS
 from srt.api.service import Service
@@ -54,14 +57,15 @@ class Route(msgspec.Struct, frozen=True):
 
 
 def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
-    """All routes but the documentation's."""
+    """All routes but the OpenAPI document's."""
     health, facts, tokens = Health(service), Facts(service), Tokens(service)
-    admin = Administration(service, doorkeeper)
+    admin, operations, pages = Administration(service, doorkeeper), Operations(service), Pages()
     key, get, post = Access.KEY, ("GET",), ("POST",)
     return (
         Route("/generate", ("POST", "PUT"), key, Generate(service)),
         Route("/v1/completions", post, key, Completions(service)),
         Route("/v1/chat/completions", post, key, ChatCompletions(service)),
+        Route("/v1/chat/completions/render", post, key, Render(service)),
         Route("/", get, Access.OPEN, page.File("index.html")),
         Route("/page/style.css", get, Access.OPEN, page.File("style.css")),
         Route("/page/chat.js", get, Access.OPEN, page.File("chat.js")),
@@ -80,6 +84,11 @@ def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
         Route("/detokenize", post, key, tokens.detokenize),
         Route("/v1/detokenize", post, key, tokens.detokenize),
         Route("/abort_request", post, key, admin.abort_request),
+        Route("/version", get, key, operations.version),
+        Route("/v1/loads", get, key, operations.loads),
+        Route("/start_profile", post, Access.ADMIN, operations.start_profile),
+        Route("/stop_profile", post, Access.ADMIN, operations.stop_profile),
+        Route("/docs", get, Access.OPEN, pages.docs),
         Route("/flush_cache", ("GET", "POST"), Access.ADMIN, admin.flush_cache),
     )
 
@@ -134,6 +143,8 @@ class App(FastAPI):
             routes=[StarletteRoute(row.path, Endpoint(row, keepalive_s), methods=list(row.methods)) for row in table],
             exception_handlers={HTTPException: no_route},
             redirect_slashes=False,
+            docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
+            redoc_url=None,
         )
         self._table = table
 

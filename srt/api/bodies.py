@@ -155,6 +155,17 @@ class AbortBody(StrictBody, frozen=True):
     abort_message: str | None = None
 
 
+class ProfileBody(StrictBody, frozen=True):
+    """Body of /start_profile."""
+
+    output_dir: str | None = None
+    num_steps: int | None = None
+    activities: list[str] | None = None
+    with_stack: bool | None = None
+    record_shapes: bool | None = None
+    profile_prefix: str | None = None
+
+
 class ImageUrl(msgspec.Struct, frozen=True):
     """`image_url` of an image part."""
 

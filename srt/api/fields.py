@@ -24,6 +24,7 @@ class Body(Enum):
     TOKENIZE = "t"
     DETOKENIZE = "d"
     ABORT = "a"
+    PROFILE = "f"
 
 
 NESTED: Final = {"sampling_params": Body.SAMPLING, "stream_options": Body.STREAM_OPTIONS}
@@ -119,6 +120,18 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("speculative", "gpc", "off: guess no tokens ahead for this call; the answer is the same"),
     _honoured("abort_all", "a", "abort every request"),
     _honoured("abort_message", "a", "text for the finish_reason of what is aborted"),
+    # --- profiles
+    _honoured("output_dir", "f", "directory of the files, inside --profile-dir"),
+    _honoured("num_steps", "f", "steps to record; without it until /stop_profile, at most 10000"),
+    _honoured("activities", "f", "CPU, GPU or both"),
+    _honoured("with_stack", "f", "record Python's call stacks"),
+    _honoured("record_shapes", "f", "record the shapes of operands"),
+    _honoured("profile_prefix", "f", "beginning of the files' names"),
+    _neutral("start_step", "f", "a recording starts with the next step", 0),
+    _neutral("profile_by_stage", "f", "prefill and decode share steps", False),
+    _neutral("profile_stages", "f", "prefill and decode share steps", []),
+    _neutral("merge_profiles", "f", "each worker writes its own file", False),
+    _noted("profile_id", "f", "files are named by time"),
     # --- not supported yet
     _neutral("n", "gspc", "one answer to each prompt", 1),
     _neutral("best_of", "pc", "one answer to each prompt", 1),

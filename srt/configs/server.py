@@ -368,6 +368,11 @@ class ServerConfig(msgspec.Struct, frozen=True):
         "text"
     )
 
+    profile_dir: Annotated[
+        str | None,
+        Option(LOGGING, "Directory under which /start_profile may write traces.", unset="no profiles"),
+    ] = None
+
     @property
     def origins(self) -> tuple[str, ...]:
         """`allowed_origins`, one by one."""

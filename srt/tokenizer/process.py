@@ -38,7 +38,9 @@ from srt.messages import (
     ImageRefused,
     Ready,
     SchedulerStats,
+    StartProfile,
     StopMatched,
+    StopProfile,
     TextPrompt,
     Tokenize,
     Tokenized,
@@ -117,7 +119,7 @@ class TokenizerProcess:
                 self.ask_for_ids(message)
             case Detokenize():
                 self.detokenize(message)
-            case AbortAll() | FlushCache():
+            case AbortAll() | FlushCache() | StartProfile() | StopProfile():
                 self.pass_down(message)
             case ImageMade() | ImageRefused():
                 self.hear_of_image(message)
@@ -253,13 +255,13 @@ class TokenizerProcess:
         if not self.answers.pop(failed.rid).closed:
             self.api.send(failed)
 
-    def pass_down(self, call: AbortAll | FlushCache) -> None:
+    def pass_down(self, call: AbortAll | FlushCache | StartProfile | StopProfile) -> None:
         """Calls that the scheduler answers; `AbortAll` ends what has not come to it, too."""
         match call:
             case AbortAll():
                 for rid in [*self.arriving, *self.waiting]:
                     self.cancel(rid)
-            case FlushCache():
+            case FlushCache() | StartProfile() | StopProfile():
                 pass
             case _:
                 assert_never(call)

@@ -1,4 +1,4 @@
-"""Keys: everything is closed but the signs of life."""
+"""Keys: everything is closed but the signs of life, and pages that show nothing without a key."""
 
 from __future__ import annotations
 
@@ -37,16 +37,18 @@ def status(front: Front, method: str, path: str, key: str | None, body: bytes = 
         ("POST", "/generate"), ("PUT", "/generate"), ("POST", "/v1/completions"), ("POST", "/v1/chat/completions"),
         ("GET", "/v1/models"), ("GET", "/v1/models/x"), ("POST", "/tokenize"), ("POST", "/v1/detokenize"),
         ("GET", "/health_generate"), ("GET", "/model_info"), ("GET", "/server_info"), ("GET", "/get_server_info"),
-        ("GET", "/metrics"), ("POST", "/abort_request"), ("GET", "/flush_cache"), ("GET", "/docs"),
-        ("GET", "/openapi.json"), ("GET", "/nowhere"),
+        ("GET", "/metrics"), ("POST", "/abort_request"), ("GET", "/flush_cache"), ("GET", "/openapi.json"),
+        ("GET", "/nowhere"), ("GET", "/version"), ("GET", "/v1/loads"), ("POST", "/start_profile"),
+        ("POST", "/stop_profile"), ("POST", "/v1/chat/completions/render"),
     ],
 )  # fmt: skip
-def test_every_route_but_health_and_ready_asks_for_a_key(closed: Front, method: str, path: str) -> None:
+def test_every_route_with_something_behind_it_asks_for_a_key(closed: Front, method: str, path: str) -> None:
     assert status(closed, method, path, None) == 401
     assert status(closed, method, path, "user-keyy") == 401
 
 
-def test_health_and_ready_are_open(closed: Front) -> None:
+def test_signs_of_life_and_empty_pages_are_open(closed: Front) -> None:
+    assert status(closed, "GET", "/docs", None) == 200
     assert status(closed, "GET", "/health", None) == 200
     assert status(closed, "GET", "/ready", None) == 200
 
