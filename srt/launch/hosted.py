@@ -33,7 +33,8 @@ def main(rundir: Path) -> int:
     log.configure(name, plan.server.log_level, plan.server.log_format)
     environment = CHILD_DEFAULTS | dict(os.environ)  # handed down as it is; no setting is read from it
     supervisor = Supervisor(plan, rundir, environment, {}, owner=sys.stdin.buffer)
-    show_table(f"srt {__version__}", plan.table, plan.server.log_format)
+    if logger.isEnabledFor(logging.INFO):
+        show_table(f"srt {__version__}", plan.table, plan.server.log_format)
     return supervisor.run(lambda: logger.info("%s is ready", plan.server.served_model_name or plan.server.model_path))
 
 

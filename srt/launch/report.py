@@ -27,9 +27,7 @@ def table_lines(rows: Sequence[Choice]) -> Iterable[str]:
 
 
 def show_table(title: str, rows: Sequence[Choice], form: str) -> None:
-    """Print rows to stderr as a table, or as one log line if logs are JSON; not if only warnings are wanted."""
-    if not logger.isEnabledFor(logging.INFO):
-        return
+    """Print rows to stderr as a table, or as one log line if logs are JSON."""
     if form == "json":
         logger.info("%s: %s", title, json.dumps([[row.name, row.value, row.reason] for row in rows]))
     else:

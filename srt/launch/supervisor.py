@@ -221,7 +221,8 @@ class Supervisor:
     def _open(self, when_ready: Callable[[], None]) -> None:
         """Let the API process take requests, and say so."""
         self._to_api.send(ServerReady())
-        show_table("ready after", self._measured, self._plan.server.log_format)
+        if self._owner is None or logger.isEnabledFor(logging.INFO):
+            show_table("ready after", self._measured, self._plan.server.log_format)
         when_ready()
 
     # --- stopping ---------------------------------------------------------------------------------------

@@ -104,12 +104,12 @@ def test_stop_ends_an_answer_here_and_on_the_server(page: Page, server: Server) 
 
 
 def test_the_page_needs_no_key_and_lets_the_browser_reach_nobody_else(server: Server) -> None:
-    for path, kind in (("/", "text/html"), ("/page/style.css", "text/css"), ("/page/chat.js", "text/javascript")):
+    for path, kind in (("/", "text/html"), ("/static/chat.css", "text/css"), ("/static/chat.js", "text/javascript")):
         answer = server.get(path)
         assert answer.status == 200
         assert answer.headers["content-type"].startswith(kind)
         assert "default-src 'none'" in answer.headers["content-security-policy"]
         assert "http://" not in answer.text
         assert "https://" not in answer.text
-    assert server.get("/page/__init__.py").status == 401
+    assert server.get("/static/app.py").status == 401
     assert server.get("/v1/models").status == 401
