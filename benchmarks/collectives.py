@@ -6,11 +6,12 @@ usage: PYTHONPATH=. python benchmarks/collectives.py [--ranks 2]
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.multiprocessing as processes
 from torch import Tensor
 
 from srt.distributed import join_group
@@ -75,7 +76,14 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     ranks = parser.parse_args().ranks
     with tempfile.TemporaryDirectory() as meeting:
-        processes.spawn(work, (ranks, meeting), nprocs=ranks)
+        spawn: Any = multiprocessing.get_context("spawn")
+        children = [spawn.Process(target=work, args=(rank, ranks, meeting)) for rank in range(ranks)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        if any(child.exitcode for child in children):
+            raise SystemExit("a rank failed")
 
 
 if __name__ == "__main__":
