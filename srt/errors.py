@@ -24,6 +24,7 @@ class ErrorCode(StrEnum):
     DUPLICATE_REQUEST_ID = "duplicate_request_id"
     UNAUTHORIZED = "invalid_api_key"
     FORBIDDEN = "admin_key_required"
+    ORIGIN_REFUSED = "origin_not_allowed"
     NOT_FOUND = "not_found"
     MODEL_NOT_FOUND = "model_not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -32,6 +33,7 @@ class ErrorCode(StrEnum):
     HEAD_TOO_LARGE = "header_fields_too_large"
     OVERLOADED = "queue_full"
     NOT_READY = "not_ready"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
     TIMEOUT = "timeout"
     ABORTED = "aborted"
     INTERNAL = "internal_error"
@@ -45,6 +47,7 @@ STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.DUPLICATE_REQUEST_ID: 400,
     ErrorCode.UNAUTHORIZED: 401,
     ErrorCode.FORBIDDEN: 403,
+    ErrorCode.ORIGIN_REFUSED: 403,
     ErrorCode.NOT_FOUND: 404,
     ErrorCode.MODEL_NOT_FOUND: 404,
     ErrorCode.METHOD_NOT_ALLOWED: 405,
@@ -56,6 +59,7 @@ STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.ABORTED: 499,
     ErrorCode.INTERNAL: 500,
     ErrorCode.NOT_READY: 503,
+    ErrorCode.TOO_MANY_CONNECTIONS: 503,
 }
 
 

@@ -1,9 +1,9 @@
 """Everything that one process may say to another.
 
-    api ──Generate·Cancel·Call──▶ tokenizer ──Admit·Abort·StopMatched·Call──▶ scheduler ──StepPlan──▶ worker × tp
-    api ◀─Deltas·Failed·Reply─── tokenizer ◀─Emitted·Failed·Reply─────────── scheduler ◀─StepResult── worker 0
+    api ──Generate·Cancel·Call──▶ tokenizer ──Admit·Abort·StopMatched·Call──▶ scheduler ──StepPlan·Profile─▶ worker × tp
+    api ◀─Deltas·Failed·Reply─── tokenizer ◀─Emitted·Failed·Reply─────────── scheduler ◀─StepResult·Profiled── worker
     image threads of the tokenizer ──ImageMade·ImageRefused──▶ tokenizer
-    every process ──Ready·Fatal──▶ launch ──ServerReady──▶ api
+    every process ──Ready·Fatal──▶ launch ──ServerReady·ServerLost──▶ api
 
 Messages are frozen, keyed msgspec structs; the union of an edge is its protocol, decoded by type and closed
 by `assert_never` in the one `match` of the receiving process. Commands are verbs, facts are nouns or
@@ -16,11 +16,17 @@ from typing import Final
 
 from srt.errors import ErrorCode
 from srt.payloads import ChatPrompt as ChatPrompt
+from srt.payloads import Constraint as Constraint
+from srt.payloads import ConstraintKind as ConstraintKind
 from srt.payloads import Finish as Finish
 from srt.payloads import GroupUsage as GroupUsage
 from srt.payloads import ImageSource as ImageSource
 from srt.payloads import ImageSpan as ImageSpan
+from srt.payloads import LogprobParams as LogprobParams
+from srt.payloads import Logprobs as Logprobs
+from srt.payloads import LogprobSpec as LogprobSpec
 from srt.payloads import Message as Message
+from srt.payloads import RowLogprobs as RowLogprobs
 from srt.payloads import SamplingParams as SamplingParams
 from srt.payloads import SamplingSpec as SamplingSpec
 from srt.payloads import SpeculationCounts as SpeculationCounts
@@ -28,6 +34,7 @@ from srt.payloads import StopSpec as StopSpec
 from srt.payloads import TextPrompt as TextPrompt
 from srt.payloads import Timing as Timing
 from srt.payloads import TokenPrompt as TokenPrompt
+from srt.payloads import joined as joined
 
 # --- requests on their way down -------------------------------------------------------------------------
 
@@ -99,6 +106,10 @@ class Emission(Message, frozen=True):
     timing: Timing | None = None
     speculation: SpeculationCounts | None = None
     """Of the request so far; None if it never had guesses to check."""
+    logprobs: Logprobs | None = None
+    """Of `token_ids`, where the request wants them."""
+    prompt_logprobs: Logprobs | None = None
+    """Of the next positions of its prompt."""
 
 
 class Emitted(Message, frozen=True):
@@ -124,6 +135,10 @@ class Delta(Message, frozen=True):
     finish: Finish | None = None
     timing: Timing | None = None
     speculation: SpeculationCounts | None = None
+    logprobs: Logprobs | None = None
+    """Of `token_ids`, where the request wants them."""
+    prompt_logprobs: Logprobs | None = None
+    """Of the next positions of its prompt."""
 
 
 class Deltas(Message, frozen=True):
@@ -172,6 +187,37 @@ class AbortAll(Message, frozen=True):
     call: int
 
 
+class StartProfile(Message, frozen=True):
+    """Record what each worker does for `steps` steps, or until `StopProfile`, into files of `directory`.
+
+    A file is called `NAME-TP-RANK.trace.json.gz`.
+    """
+
+    call: int
+    directory: str
+    name: str
+    steps: int
+    cpu: bool = True
+    device: bool = True
+    with_stack: bool = False
+    record_shapes: bool = False
+
+
+class StopProfile(Message, frozen=True):
+    """End the recording and write the files."""
+
+    call: int
+
+
+class Profiled(Message, frozen=True):
+    """A worker's answer to `StartProfile` and `StopProfile`: its file, or why not."""
+
+    call: int
+    rank: int
+    ok: bool
+    text: str = ""
+
+
 class Tokenized(Message, frozen=True):
     """Answer to `Tokenize`: int32 little-endian ids."""
 
@@ -187,7 +233,7 @@ class Detokenized(Message, frozen=True):
 
 
 class Done(Message, frozen=True):
-    """Answer to `FlushCache` and `AbortAll`."""
+    """Answer to `FlushCache`, `AbortAll`, `StartProfile` and `StopProfile`."""
 
     call: int
     ok: bool
@@ -277,6 +323,8 @@ class RowStart(Message, frozen=True):
 
     `token_ids`: all tokens known so far (prompt, then what was generated before a retraction), int32 bytes.
     `computed`: how many of them have KV already (prefix hit). `prompt_tokens` splits prompt from generated.
+    `logprobs_from`: the first position of the prompt whose log probability is still wanted, at least `computed` + 1;
+    None if none is.
     """
 
     row: int
@@ -286,6 +334,7 @@ class RowStart(Message, frozen=True):
     sampling: SamplingSpec
     images: tuple[ImageSpan, ...] = ()
     """Those that reach beyond `computed`."""
+    logprobs_from: int | None = None
 
 
 class PageUpdate(Message, frozen=True):
@@ -340,6 +389,8 @@ class StepResult(Message, frozen=True):
     drafted: list[int] = []
     guess_us: int = 0
     """Part of `elapsed_us` that went into guesses for the next step."""
+    logprobs: list[RowLogprobs] = []
+    """Of rows that want them, in plan order."""
 
 
 class WorkerFault(Message, frozen=True):
@@ -380,6 +431,12 @@ class ServerReady(Message, frozen=True):
     """Every process has said `Ready`: the API process may take requests. From launch to api."""
 
 
+class ServerLost(Message, frozen=True):
+    """The other processes have ended; one sentence says why. From launch to the api role in another program."""
+
+    text: str
+
+
 ToTokenizer = (
     Generate
     | Cancel
@@ -387,6 +444,8 @@ ToTokenizer = (
     | Detokenize
     | FlushCache
     | AbortAll
+    | StartProfile
+    | StopProfile
     | ImageMade
     | ImageRefused
     | Emitted
@@ -394,7 +453,18 @@ ToTokenizer = (
     | Done
     | SchedulerStats
 )
-ToScheduler = Admit | Abort | StopMatched | FlushCache | AbortAll | StepResult | WorkerFault
-ToWorker = StepPlan
-ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats | ServerReady
+ToScheduler = (
+    Admit
+    | Abort
+    | StopMatched
+    | FlushCache
+    | AbortAll
+    | StartProfile
+    | StopProfile
+    | Profiled
+    | StepResult
+    | WorkerFault
+)
+ToWorker = StepPlan | StartProfile | StopProfile
+ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats | ServerReady | ServerLost
 ToLaunch = Ready | Progress | Fatal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
@@ -13,14 +14,20 @@ from fastapi import Request as HttpRequest
 from fastapi import Response as HttpResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route as StarletteRoute
+from starlette.routing import compile_path
 
 from srt import __version__
-from srt.api.auth import Access, Doorkeeper, Secrets
+from srt.api.auth import Access, Doorkeeper, Secrets, offered_keys
 from srt.api.control import Administration, Facts, Health, Tokens
-from srt.api.http import REQUEST_ID, Exchange, Receive, Scope, Send, error_body
+from srt.api.http import OPENAI_ERRORS, REQUEST_ID, ErrorForm, Exchange, Headers, Receive, Scope, Send, error_body
 from srt.api.native import Generate
 from srt.api.openai import ChatCompletions, Completions
 from srt.api.openapi import document
+from srt.api.operations import Operations
+from srt.api.origins import Origins
+from srt.api.pages import Pages
+from srt.api.render import Render
+from srt.api.requestlog import RequestLog
 from srt.api.schema import MAX_RID_CHARACTERS
 from srt.api.service import Service
 from srt.api.tickets import ClientGone
@@ -45,17 +52,19 @@ class Route(msgspec.Struct, frozen=True):
     methods: tuple[str, ...]
     access: Access
     handler: Handler
+    errors: ErrorForm = OPENAI_ERRORS
 
 
 def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
-    """All routes but the documentation's."""
+    """All routes but the OpenAPI document's."""
     health, facts, tokens = Health(service), Facts(service), Tokens(service)
-    admin = Administration(service, doorkeeper)
+    admin, operations, pages = Administration(service, doorkeeper), Operations(service), Pages()
     key, get, post = Access.KEY, ("GET",), ("POST",)
     return (
         Route("/generate", ("POST", "PUT"), key, Generate(service)),
         Route("/v1/completions", post, key, Completions(service)),
         Route("/v1/chat/completions", post, key, ChatCompletions(service)),
+        Route("/v1/chat/completions/render", post, key, Render(service)),
         Route("/health", get, Access.OPEN, health.health),
         Route("/ready", get, Access.OPEN, health.ready),
         Route("/health_generate", get, key, health.health_generate),
@@ -71,6 +80,11 @@ def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
         Route("/detokenize", post, key, tokens.detokenize),
         Route("/v1/detokenize", post, key, tokens.detokenize),
         Route("/abort_request", post, key, admin.abort_request),
+        Route("/version", get, key, operations.version),
+        Route("/v1/loads", get, key, operations.loads),
+        Route("/start_profile", post, Access.ADMIN, operations.start_profile),
+        Route("/stop_profile", post, Access.ADMIN, operations.stop_profile),
+        Route("/docs", get, Access.OPEN, pages.docs),
         Route("/flush_cache", ("GET", "POST"), Access.ADMIN, admin.flush_cache),
     )
 
@@ -78,14 +92,15 @@ def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
 class Endpoint:
     """A handler as an ASGI application: what it raises becomes a response."""
 
-    def __init__(self, handler: Handler) -> None:
-        self._handler = handler
+    def __init__(self, row: Route, keepalive_s: float) -> None:
+        self._row = row
+        self._keepalive_s = keepalive_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, self._row.errors, self._keepalive_s)
         try:
-            await self._handler(exchange)
+            await self._row.handler(exchange)
         except ServingError as error:
             await exchange.fail(error)
         except ClientGone:
@@ -117,13 +132,15 @@ async def no_route(request: HttpRequest, error: Exception) -> HttpResponse:
 class App(FastAPI):
     """FastAPI with our routes, all of which are plain ASGI, and our OpenAPI document."""
 
-    def __init__(self, table: tuple[Route, ...]) -> None:
+    def __init__(self, table: tuple[Route, ...], keepalive_s: float) -> None:
         super().__init__(
             title="srt",
             version=__version__,
-            routes=[StarletteRoute(row.path, Endpoint(row.handler), methods=list(row.methods)) for row in table],
+            routes=[StarletteRoute(row.path, Endpoint(row, keepalive_s), methods=list(row.methods)) for row in table],
             exception_handlers={HTTPException: no_route},
             redirect_slashes=False,
+            docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
+            redoc_url=None,
         )
         self._table = table
 
@@ -139,24 +156,29 @@ class Gate:
     """The outermost application: who may pass, what is counted, which id the response carries."""
 
     def __init__(self, service: Service, secrets: Secrets) -> None:
+        server = service.plan.server
         self._metrics = service.metrics
+        self._logs = RequestLog(server)
         self._doorkeeper = Doorkeeper(secrets)
+        self._origins = Origins(server.origins)
         table = routes(service, self._doorkeeper)
-        self._access = {row.path: row.access for row in table}
-        self._app = App(table)
+        self._rows = {row.path: row for row in table if "{" not in row.path}
+        self._patterns = [(compile_path(row.path), row) for row in table if "{" in row.path]
+        self._app = App(table, server.sse_keepalive_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         assert scope["type"] == "http"
-        path, metrics = scope["path"], self._metrics
-        status = CLIENT_CLOSED
+        known, row = self._row(scope["path"])
+        status, started, metrics = CLIENT_CLOSED, time.perf_counter(), self._metrics
+        shared: Headers = []
 
         async def counted_send(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                request_id = scope.get(REQUEST_ID) or uuid.uuid4().hex
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                named = (b"x-request-id", scope.setdefault(REQUEST_ID, uuid.uuid4().hex).encode())
+                message["headers"] = [*message.get("headers", ()), named, *shared]
             await send(message)
 
         metrics.http_active += 1
@@ -164,17 +186,40 @@ class Gate:
             offered = _offered_request_id(scope)
             if offered is not None:
                 scope[REQUEST_ID] = offered
-            authorization = next((value for name, value in scope["headers"] if name == b"authorization"), None)
-            self._doorkeeper.check(self._access.get(path, Access.KEY), authorization)
-            await self._app(scope, receive, counted_send)
+            shared += self._origins.headers_for(dict(scope["headers"]))
+            if not await self._answered_preflight(scope, receive, counted_send):
+                self._doorkeeper.check(Access.KEY if row is None else row.access, offered_keys(scope["headers"]))
+                await self._app(scope, receive, counted_send)
         except ServingError as error:
-            await Exchange(scope, receive, counted_send).fail(error)
+            errors = OPENAI_ERRORS if row is None else row.errors
+            await Exchange(scope, receive, counted_send, errors).fail(error)
         finally:
             if CLIENT_GONE in scope:
                 status = CLIENT_CLOSED
             metrics.http_active -= 1
-            known = path if path in self._access else "/v1/models/{model}" if path.startswith("/v1/models/") else OTHER
             metrics.http[known, scope["method"] if known != OTHER else OTHER, status] += 1
+            if status >= 400 and (row is None or row.access is not Access.OPEN):
+                self._logs.refused(scope, status, time.perf_counter() - started)
+
+    def _row(self, path: str) -> tuple[str, Route | None]:
+        """The route of a path and its name in metrics."""
+        row = self._rows.get(path)
+        if row is not None:
+            return path, row
+        for (regex, shape, _), row in self._patterns:
+            if regex.match(path):
+                return shape, row
+        return OTHER, None
+
+    async def _answered_preflight(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer a browser that asks whether a page may ask; such a question never carries a key."""
+        if scope["method"] != "OPTIONS":
+            return False
+        headers = self._origins.preflight(dict(scope["headers"]))
+        if headers is None:
+            return False
+        await Exchange(scope, receive, send).respond(b"", 200, headers)
+        return True
 
 
 def _offered_request_id(scope: Scope) -> str | None:

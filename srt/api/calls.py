@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from pathlib import Path
 from typing import Final
 
 from srt.errors import ErrorCode, ServingError
@@ -16,6 +17,8 @@ from srt.messages import (
     Done,
     FlushCache,
     ImageSource,
+    StartProfile,
+    StopProfile,
     TextPrompt,
     Tokenize,
     Tokenized,
@@ -25,6 +28,9 @@ from srt.wire import Outbox
 
 CALL_TIMEOUT_S: Final = 30.0
 
+PROFILE_TIMEOUT_S: Final = 600.0
+
+Question = Tokenize | Detokenize | FlushCache | AbortAll | StartProfile | StopProfile
 Reply = Tokenized | Detokenized | Done | CallFailed
 
 
@@ -70,24 +76,38 @@ class Calls:
         """End every request."""
         return await self._ask_done(AbortAll(next(self._numbers)))
 
-    async def _ask_done(self, question: FlushCache | AbortAll) -> Done:
-        reply = await self._ask(question)
+    async def start_profile(self, path: Path, steps: int, **wanted: bool) -> Done:
+        """Have every worker record; `path` is the directory of the files and the beginning of their names.
+
+        `wanted`: cpu, device, with_stack, record_shapes as in `StartProfile`.
+        """
+        question = StartProfile(next(self._numbers), str(path.parent), path.name, steps, **wanted)
+        return await self._ask_done(question)
+
+    async def stop_profile(self) -> Done:
+        """Have the files written; traces may be large."""
+        return await self._ask_done(StopProfile(next(self._numbers)), PROFILE_TIMEOUT_S)
+
+    async def _ask_done(
+        self, question: FlushCache | AbortAll | StartProfile | StopProfile, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Done:
+        reply = await self._ask(question, timeout_s)
         match reply:
             case Done():
                 return reply
             case _:
                 raise AssertionError(reply)
 
-    async def _ask(self, question: Tokenize | Detokenize | FlushCache | AbortAll) -> Reply:
+    async def _ask(self, question: Question, timeout_s: float = CALL_TIMEOUT_S) -> Reply:
         """Raises: ServingError if the call failed or was not answered in time."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting[question.call] = future
         self._tokenizer.send(question)
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 reply = await future
         except TimeoutError as error:
-            raise ServingError(ErrorCode.TIMEOUT, f"the server did not answer within {CALL_TIMEOUT_S:.0f} s") from error
+            raise ServingError(ErrorCode.TIMEOUT, f"the server did not answer within {timeout_s:.0f} s") from error
         finally:
             self._waiting.pop(question.call, None)
         match reply:

@@ -5,10 +5,12 @@ Whatever is refused here, below the application, is answered in the form of all 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 from typing import Any, Final
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from srt.api.http import error_body
@@ -29,18 +31,59 @@ FIELD_BYTES: Final = 4
 """What a header field takes beside its name and its value."""
 
 
+class Settings(uvicorn.Config):
+    """uvicorn's settings, and how many connections may be open."""
+
+    max_connections = 1024
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's protocol, bounded. `owing_since`: when the peer last gave a sign while its request is incomplete."""
+
+    config: Settings
+    connections: set[Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.owing_since: float | None = time.monotonic()
+        self._sign_at = time.monotonic()
+        """When the peer last sent something."""
         self._in_head = False
         self._head_bytes = 0
         self._refusal: ServingError | None = None
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A peer has connected. Above the limit the longest idle connection makes room; if all work, this one goes."""
+        super().connection_made(transport)
+        if len(self.connections) <= self.config.max_connections:
+            return
+        idle = [other for other in self.connections if other is not self and other.is_idle]
+        if idle:
+            min(idle, key=lambda other: other.idle_since).leave()
+            return
+        limit = self.config.max_connections
+        text = f"{limit} connections are open and none is idle; that is the limit"
+        self.refuse(ServingError(ErrorCode.TOO_MANY_CONNECTIONS, text))
+        self.leave()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for anything on this connection."""
+        return not self._in_head and (self.cycle is None or self.cycle.response_complete)
+
+    @property
+    def idle_since(self) -> float:
+        """When the peer last gave a sign."""
+        return self._sign_at
+
+    def leave(self) -> None:
+        """Close, and count no more from now on."""
+        self.connections.discard(self)
+        self.transport.close()
+
     def data_received(self, data: bytes) -> None:
         """Bytes of the peer."""
+        self._sign_at = time.monotonic()
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from srt import __version__
-from srt.api.auth import Access, Doorkeeper
+from srt.api.auth import Access, Doorkeeper, offered_keys
 from srt.api.bodies import NO_VALUE, AbortBody, DetokenizeBody, Parser, TokenizeBody, invalid, shown
 from srt.api.chat import chat_prompt
 from srt.api.fields import Body
@@ -273,7 +273,7 @@ class Administration:
         raw = await exchange.body(self._service.plan.server.max_body_bytes)
         body, notices = self._abort.parse(raw, strict=exchange.headers.get(b"x-strict") == b"1")
         if body.abort_all:
-            self._doorkeeper.check(Access.ADMIN, exchange.headers.get(b"authorization"))
+            self._doorkeeper.check(Access.ADMIN, offered_keys(exchange.scope["headers"]))
             await self._service.calls.abort_all()
         elif body.rid:
             self._service.streams.abort(body.rid, body.abort_message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
@@ -21,6 +21,7 @@ JSON: Final = (b"content-type", b"application/json")
 EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
 NO_CACHE: Final = (b"cache-control", b"no-cache")
 DONE: Final = b"data: [DONE]\n\n"
+KEEP_ALIVE: Final = b": keep-alive\n\n"
 
 REQUEST_ID: Final = "srt.request_id"
 """Key of a scope under which the value of the response's `X-Request-Id` is."""
@@ -38,19 +39,33 @@ TYPES: Final = {
 """The `type` of an error body, by status."""
 
 RETRYABLE: Final = frozenset({408, 429, 503})
+RETRY_LATER: Final = frozenset({ErrorCode.OVERLOADED, ErrorCode.NOT_READY, ErrorCode.TOO_MANY_CONNECTIONS})
 
 
-def error_body(error: ServingError, *, in_stream: bool = False) -> bytes:
+def error_fields(error: ServingError) -> dict[str, Any]:
     """An error as the OpenAI API and the native one both show it."""
-    shown: dict[str, Any] = {
-        "message": error.text,
-        "type": TYPES[error.status],
-        "param": error.param,
-        "code": error.code.value,
-    }
-    if in_stream:
-        shown["retryable"] = error.status in RETRYABLE
-    return orjson.dumps({"error": shown})
+    return {"message": error.text, "type": TYPES[error.status], "param": error.param, "code": error.code.value}
+
+
+def error_body(error: ServingError) -> bytes:
+    """Body of a response with an error."""
+    return orjson.dumps({"error": error_fields(error)})
+
+
+def error_event(error: ServingError) -> bytes:
+    """The end of a stream that has begun, with an error."""
+    shown = error_fields(error) | {"retryable": error.status in RETRYABLE}
+    return b"data: " + orjson.dumps({"error": shown}) + b"\n\n" + DONE
+
+
+class ErrorForm(NamedTuple):
+    """How an API tells of an error: as a response, and as the end of a stream that has begun."""
+
+    body: Callable[[ServingError], bytes]
+    event: Callable[[ServingError], bytes]
+
+
+OPENAI_ERRORS: Final = ErrorForm(error_body, error_event)
 
 
 class Writer(Protocol):
@@ -68,12 +83,22 @@ class Writer(Protocol):
 class Exchange:
     """One HTTP request and the response to it."""
 
-    __slots__ = ("_send", "headers", "receive", "scope", "started")
+    __slots__ = ("_keepalive_s", "_send", "errors", "headers", "receive", "scope", "started")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        errors: ErrorForm = OPENAI_ERRORS,
+        keepalive_s: float = 0.0,
+    ) -> None:
         self.scope = scope
         self.receive = receive
         self._send = send
+        self.errors = errors
+        self._keepalive_s = keepalive_s
+        """A stream that is silent for so long gets a comment; 0: never."""
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.started = False
 
@@ -118,6 +143,12 @@ class Exchange:
         """Set the response's `X-Request-Id`, unless the client brought one."""
         self.scope.setdefault(REQUEST_ID, request_id)
 
+    @property
+    def request_id(self) -> str:
+        """The value of the response's `X-Request-Id`, once it is known; else empty."""
+        known: str = self.scope.get(REQUEST_ID, "")
+        return known
+
     async def respond(self, body: bytes, status: int = 200, headers: Headers | None = None) -> None:
         """Send a whole response, JSON unless `headers` say otherwise."""
         length = (b"content-length", b"%d" % len(body))
@@ -132,20 +163,19 @@ class Exchange:
     async def fail(self, error: ServingError) -> None:
         """Send an error: as a response, or as the last event of a stream that has begun."""
         if self.started:
-            event = b"data: " + error_body(error, in_stream=True) + b"\n\n" + DONE
-            await self._send({"type": "http.response.body", "body": event})
+            await self._send({"type": "http.response.body", "body": self.errors.event(error)})
             return
         headers = [JSON]
-        if error.code in (ErrorCode.OVERLOADED, ErrorCode.NOT_READY):
+        if error.code in RETRY_LATER:
             headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
         if error.code is ErrorCode.BODY_TOO_LARGE:
             await self._fail_and_linger(error, headers)
             return
-        await self.respond(error_body(error), error.status, headers)
+        await self.respond(self.errors.body(error), error.status, headers)
 
     async def _fail_and_linger(self, error: ServingError, headers: Headers) -> None:
         """Answer while the client still sends; closing at once would reset the connection under the answer."""
-        body = error_body(error)
+        body = self.errors.body(error)
         length = (b"content-length", b"%d" % len(body))
         start = {"type": "http.response.start", "status": error.status}
         await self._send(start | {"headers": [*headers, length, (b"connection", b"close")]})
@@ -158,14 +188,13 @@ class Exchange:
             pass
         await self._send({"type": "http.response.body", "body": b""})
 
-    async def stream(self, ticket: Ticket, writer: Writer) -> None:
+    async def stream(self, ticket: Ticket, writer: Writer, done: bytes = DONE) -> None:
         """Send a call's answer as events while it grows; what comes while the client is slow goes in one piece.
 
-        Raises: ServingError and ClientGone as `Ticket.news`.
+        `done` is the last event. Raises: ServingError and ClientGone as `Ticket.news`.
         """
-        news = await ticket.news()
-        self.started = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": [EVENTS, NO_CACHE]})
+        news = await self._news(ticket)
+        await self._start_stream()
         untold = len(ticket.streams)
         while True:
             events = b""
@@ -175,13 +204,33 @@ class Exchange:
                     stream.told = stream.finish is not None
                     untold -= stream.told
             if not untold:
-                await self._send({"type": "http.response.body", "body": events + writer.end() + DONE})
+                await self._send({"type": "http.response.body", "body": events + writer.end() + done})
                 return
             if events:
-                ticket.sending_since = time.perf_counter()
-                await self._send({"type": "http.response.body", "body": events, "more_body": True})
-                ticket.sending_since = None
-            news = await ticket.news()
+                await self._send_events(ticket, events)
+            news = await self._news(ticket)
+
+    async def _start_stream(self) -> None:
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": [EVENTS, NO_CACHE]})
+
+    async def _send_events(self, ticket: Ticket, events: bytes) -> None:
+        ticket.sending_since = time.perf_counter()
+        await self._send({"type": "http.response.body", "body": events, "more_body": True})
+        ticket.sending_since = None
+
+    async def _news(self, ticket: Ticket) -> list[Stream]:
+        """What came, with comments to the client for as long as nothing comes."""
+        if not self._keepalive_s:
+            return await ticket.news()
+        while True:
+            try:
+                async with asyncio.timeout(self._keepalive_s):
+                    return await ticket.news()
+            except TimeoutError:
+                await self._start_stream()
+                await self._send_events(ticket, KEEP_ALIVE)
 
 
 def _too_large(size: str, limit_bytes: int) -> ServingError:

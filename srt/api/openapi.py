@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from srt.api.bodies import AbortBody, ChatBody, CompletionBody, DetokenizeBody, GenerateBody, TokenizeBody
+from srt.api.bodies import AbortBody, ChatBody, CompletionBody, DetokenizeBody, GenerateBody, ProfileBody, TokenizeBody
 from srt.api.fields import FIELDS_OF, Body
 
 BODIES: Final[dict[str, tuple[Body, type[msgspec.Struct]]]] = {
@@ -20,6 +20,8 @@ BODIES: Final[dict[str, tuple[Body, type[msgspec.Struct]]]] = {
     "/detokenize": (Body.DETOKENIZE, DetokenizeBody),
     "/v1/detokenize": (Body.DETOKENIZE, DetokenizeBody),
     "/abort_request": (Body.ABORT, AbortBody),
+    "/v1/chat/completions/render": (Body.CHAT, ChatBody),
+    "/start_profile": (Body.PROFILE, ProfileBody),
 }
 
 ERROR: Final = {

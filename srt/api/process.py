@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 import uvicorn
 import uvloop
@@ -20,24 +22,17 @@ import zmq
 
 from srt.api.app import Gate
 from srt.api.auth import Secrets
-from srt.api.connection import Connection, drop_overdue
-from srt.api.service import Life, Service
+from srt.api.connection import Connection, Settings, drop_overdue
+from srt.api.front import Front
+from srt.api.service import Life
+from srt.api.tls import tls_context
 from srt.configs.plan import RuntimePlan
 from srt.errors import StartupError
-from srt.heartbeat import Board, Heartbeat
-from srt.messages import (
-    CallFailed,
-    Deltas,
-    Detokenized,
-    Done,
-    Failed,
-    Ready,
-    SchedulerStats,
-    ServerReady,
-    ToApi,
-    Tokenized,
-)
-from srt.wire import Inbox, Outbox
+from srt.heartbeat import Heartbeat
+from srt.messages import Ready
+from srt.wire import Outbox
+
+log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.2
 KEEP_ALIVE_S: Final = 75
@@ -46,6 +41,9 @@ KEEP_ALIVE_S: Final = 75
 BACKLOG: Final = 2048
 GARBAGE_EVERY: Final = 50_000
 """New objects between two collections of the youngest; Python's 700 cost a tenth of this process's time."""
+
+SPARE_FILES: Final = 128
+"""Open files of this process beside its connections, with room to spare."""
 
 GOODBYE_S: Final = 2.0
 """How long connections may take to carry away the last bytes of a drained server."""
@@ -72,15 +70,29 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def room_for(connections: int) -> int:
+    """Raise this process's limit of open files for so many connections; returns for how many there is room."""
+    wanted = connections + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < wanted:
+            log.warning("%d open files are allowed here: at most %d connections", hard, max(1, soft - SPARE_FILES))
+            return max(1, soft - SPARE_FILES)
+    return connections
+
+
 class ApiProcess:
-    """The HTTP server and its edge to the tokenizer."""
+    """The HTTP server before the front."""
 
     def __init__(self, plan: RuntimePlan, rundir: Path, secrets: Secrets, context: zmq.Context[Any]) -> None:
-        self.inbox: Inbox[ToApi] = Inbox(context, rundir, "api", ToApi)
-        self.tokenizer = Outbox(context, rundir, "tokenizer")
-        self.service = Service(plan, self.tokenizer, Board.open(rundir))
+        tls = tls_context(plan.server)
+        self.scheme = "http" if tls is None else "https"
+        self.front = Front(plan, rundir, context)
+        self.service = self.front.service
         self.listener = listen(plan.server.host, plan.server.port)
-        config = uvicorn.Config(
+        config = Settings(
             Gate(self.service, secrets),
             http=Connection,
             ws="none",
@@ -93,56 +105,35 @@ class ApiProcess:
             date_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(GOODBYE_S),
+            ssl_context_factory=None if tls is None else lambda _settings, _default: tls,
         )
+        config.max_connections = room_for(plan.server.max_connections)
         self.server = QuietServer(config)
 
     def close(self) -> None:
         """Close the sockets."""
         self.listener.close()
-        self.tokenizer.close()
-        self.inbox.close()
-
-    def receive(self) -> None:
-        """Take in everything that has arrived."""
-        for message in self.inbox.drain():
-            self.settle(message)
-
-    def settle(self, message: ToApi) -> None:
-        """The protocol of this process."""
-        service = self.service
-        match message:
-            case Deltas():
-                service.streams.deliver(message.deltas)
-            case Failed():
-                service.streams.fail(message)
-            case Tokenized() | Detokenized() | Done() | CallFailed():
-                service.calls.settle(message)
-            case SchedulerStats():
-                service.metrics.stats = message
-            case ServerReady():
-                service.open_for_requests()
-            case _:
-                assert_never(message)
+        self.front.close()
 
     async def serve(self, beat: Heartbeat, launch: Outbox, rank: int) -> None:
         """Answer HTTP until `beat.stopping`, then finish what runs."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(self.inbox.fileno(), self.receive)
+        loop.add_reader(self.front.inbox.fileno(), self.front.receive)
         serving = asyncio.create_task(self.server.serve(sockets=[self.listener]))
         try:
             host, port = self.listener.getsockname()[:2]
-            launch.send(Ready("api", rank, {"listening": f"http://{host}:{port}"}))
+            launch.send(Ready("api", rank, {"listening": f"{self.scheme}://{host}:{port}"}))
             while not beat.stopping and not serving.done():
                 await self.poll()
             await self.drain(serving)
         finally:
             self.server.should_exit = True
             await serving
-            loop.remove_reader(self.inbox.fileno())
+            loop.remove_reader(self.front.inbox.fileno())
 
     async def poll(self) -> None:
         """What is done several times a second."""
-        self.receive()
+        self.front.receive()
         self.service.streams.drop_stalled()
         drop_overdue(self.server.server_state.connections)
         await asyncio.sleep(POLL_S)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +14,15 @@ from srt.api.bodies import Notice, Parser
 from srt.api.calls import Calls
 from srt.api.http import Exchange
 from srt.api.metrics import Metrics
+from srt.api.requestlog import RequestLog
 from srt.api.schema import Prompt, Request, Schema
 from srt.api.streams import Streams
 from srt.api.tickets import Ticket
 from srt.configs.plan import RuntimePlan
 from srt.errors import ErrorCode, ServingError
 from srt.heartbeat import Board
-from srt.log import REQUESTS, request_line
-from srt.messages import ChatPrompt, ImageSource, TextPrompt, TokenPrompt
+from srt.messages import ImageSource, TokenPrompt
 from srt.wire import Outbox
-
-requests_log = logging.getLogger(REQUESTS)
 
 
 class Life(Enum):
@@ -51,6 +48,7 @@ class Service:
             batch_limit=max(1, plan.max_queued_requests + plan.max_running_requests),
         )
         self.model = plan.server.served_model_name or plan.server.model_path
+        self._logs = RequestLog(plan.server)
         self._model_names = {self.model, plan.server.model_path, plan.model.path, "default", ""}
         self.life = Life.LOADING
         self.started_at = time.time()
@@ -109,56 +107,9 @@ class Service:
         ticket = self.streams.open(request, prefix)
         exchange.name(ticket.name)
         ticket.watch(exchange.receive)
-        if self.plan.server.log_requests:
-            self._log_arrival(ticket)
+        self._logs.received(ticket, exchange.request_id)
         try:
             yield ticket
         finally:
             self.streams.close(ticket)
-            if self.plan.server.log_requests:
-                self._log_end(ticket)
-
-    def _log_arrival(self, ticket: Ticket) -> None:
-        request = ticket.request
-        facts = {"rid": ticket.name, "kind": request.kind, "prompts": len(request.prompts), "stream": request.stream}
-        sampling = {f"sampling_{index}": params for index, params in enumerate(map(_told, request.sampling))}
-        if len(set(request.sampling)) == 1:
-            sampling = _told(request.sampling[0])
-        texts = {f"prompt_{index}": _text_of(prompt) for index, prompt in enumerate(request.prompts)}
-        self._log("received", facts, sampling, texts)
-
-    def _log_end(self, ticket: Ticket) -> None:
-        for stream in ticket.streams:
-            facts = {
-                "rid": stream.name,
-                "finish": None if stream.finish is None else stream.finish.kind,
-                "client_gone": ticket.client_gone,
-                "prompt_tokens": stream.prompt.tokens,
-                "cached_tokens": stream.prompt.cached_tokens,
-                "completion_tokens": stream.completion_tokens,
-                "seconds": round(time.perf_counter() - ticket.started_at, 6),
-            }
-            self._log("ended", facts, {}, {})
-
-    def _log(self, event: str, facts: dict[str, Any], sampling: dict[str, Any], texts: dict[str, str]) -> None:
-        server = self.plan.server
-        line = request_line(event, server.log_requests_level, server.log_requests_format, facts, sampling, texts)
-        requests_log.info("%s", line)
-
-
-def _told(params: msgspec.Struct) -> dict[str, Any]:
-    """What a client said about sampling, without what it did not."""
-    told: dict[str, Any] = msgspec.to_builtins(params)
-    told.pop("type", None)
-    return told
-
-
-def _text_of(prompt: Prompt) -> str:
-    """A prompt for the log."""
-    match prompt:
-        case TextPrompt(text=text):
-            return text
-        case ChatPrompt(messages=messages):
-            return messages.decode()
-        case TokenPrompt(token_ids=packed):
-            return str(memoryview(packed).cast("i").tolist())
+            self._logs.ended(ticket, exchange.request_id)

@@ -38,7 +38,6 @@ NO_TIERS: Final = "evicted KV pages are dropped; there is no host or disk tier i
 NO_LORA: Final = "adapters are not supported"
 NO_CLUSTER: Final = "one machine, one replica, --tp-size workers is all that this version runs"
 NO_TRACE: Final = "traces are not exported; /metrics and --log-requests are what there is to look at"
-NO_TLS: Final = "TLS is not terminated here; put a reverse proxy in front"
 CHOSEN: Final = "this backend is chosen from the device and the weights, and printed at start-up"
 NO_GRAPHS: Final = "a CPU has no CUDA graphs to size"
 NO_FRACTION: Final = (
@@ -155,8 +154,10 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _refused("weights have no version label in this version", "--weight-version"),
     # --- the HTTP side ---
     _refused("tokens are sent when they are sampled", "--stream-interval", accepts=("1",)),
-    _refused("cross-origin requests are not allowed", "--allowed-origins", "--allow-credentials", "--allowed-methods"),
-    _refused(NO_TLS, "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs"),
+    _refused("keys travel in headers, never in cookies; see --allowed-origins", "--allow-credentials"),
+    _refused("--allowed-origins opens every method and header of the API", "--allowed-methods", "--allowed-headers"),
+    _refused("clients show keys, not certificates: --api-key", "--ssl-ca-certs", "--ssl-cert-reqs"),
+    _refused("the key's file must not be encrypted", "--ssl-keyfile-password"),
     _refused(NO_TRACE, "--enable-trace", "--otlp-traces-endpoint", "--crash-dump-folder", "--extra-metric-labels"),
     _refused("use --log-level", "--log-level-http", "--uvicorn-log-level"),
     _refused("routes are served at the root; put a reverse proxy in front", "--root-path", "--fastapi-root-path"),

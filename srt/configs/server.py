@@ -91,7 +91,41 @@ class ServerConfig(msgspec.Struct, frozen=True):
     port: Annotated[int, Option(NETWORK, "TCP port to listen on; 0 picks a free one.", minimum=0, maximum=65535)] = (
         30000
     )
+    ssl_certfile: Annotated[
+        str | None,
+        Option(NETWORK, "PEM file with the certificate chain; given, HTTPS is spoken and nothing else.", unset="none"),
+    ] = None
+    ssl_keyfile: Annotated[
+        str | None,
+        Option(NETWORK, "PEM file with the certificate's private key.", unset="in the certificate's file"),
+    ] = None
+    allowed_origins: Annotated[
+        str,
+        Option(
+            NETWORK,
+            "Origins, separated by commas, whose web pages may call this server; * is all of them.",
+            unset="none but the server's own",
+        ),
+    ] = ""
+    sse_keepalive_seconds: Annotated[
+        float,
+        Option(
+            NETWORK,
+            "A silent event stream gets a comment so often; 0 is never, because some clients do not expect comments.",
+            unit="seconds",
+            minimum=0,
+        ),
+    ] = 0.0
 
+    max_connections: Annotated[
+        int,
+        Option(
+            LIMITS,
+            "Open TCP connections; for one more the longest idle one is closed, and if none is idle it gets 503.",
+            unit="connections",
+            minimum=1,
+        ),
+    ] = 4096
     max_running_requests: Annotated[
         int | None,
         Option(
@@ -282,7 +316,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
             SPECULATION,
             "What guesses tokens ahead: MTP modules, earlier text, or nothing; never changes an answer. "
             "auto is mtp where the checkpoint has modules; NEXTN and EAGLE are taken as mtp.",
-            unset="off, or auto if another of these is given",
+            unset="auto",
             choices=("auto", "mtp", "ngram", "off", "NEXTN", "EAGLE", "NGRAM"),
         ),
     ] = None
@@ -333,6 +367,16 @@ class ServerConfig(msgspec.Struct, frozen=True):
     log_requests_format: Annotated[str, Option(LOGGING, "How request lines are written.", choices=("text", "json"))] = (
         "text"
     )
+
+    profile_dir: Annotated[
+        str | None,
+        Option(LOGGING, "Directory under which /start_profile may write traces.", unset="no profiles"),
+    ] = None
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """`allowed_origins`, one by one."""
+        return tuple(origin.strip() for origin in self.allowed_origins.split(",") if origin.strip())
 
     @property
     def media_domains(self) -> tuple[str, ...]:

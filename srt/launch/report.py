@@ -37,7 +37,8 @@ def show_table(title: str, rows: Sequence[Choice], form: str) -> None:
 def url(plan: RuntimePlan) -> str:
     """Where clients find the server."""
     host = f"[{plan.server.host}]" if ":" in plan.server.host else plan.server.host
-    return f"http://{host}:{plan.server.port}"
+    scheme = "http" if plan.server.ssl_certfile is None else "https"
+    return f"{scheme}://{host}:{plan.server.port}"
 
 
 class Bar(Protocol):

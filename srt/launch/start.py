@@ -13,6 +13,7 @@ import msgspec
 import setproctitle
 
 from srt import __version__, log
+from srt.api.tls import tls_context
 from srt.configs.arguments import Launch
 from srt.configs.device import read_device
 from srt.configs.drafting import draft_model_path
@@ -59,6 +60,7 @@ def launch(request: Launch, environment: Mapping[str, str], entry: str = "srt.la
     begun = time.monotonic()
     setproctitle.setproctitle(process_name("launch"))  # hides keys given as arguments, too
     log.configure(process_name("launch"), request.server.log_level, request.server.log_format)
+    tls_context(request.server)  # the api process makes its own; what is wrong with it is said before anything starts
     for notice in request.notices:
         logger.warning(notice)
     keys = {API_KEY: request.api_key, ADMIN_API_KEY: request.admin_api_key}

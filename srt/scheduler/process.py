@@ -26,15 +26,19 @@ from srt.messages import (
     Failed,
     Finish,
     FlushCache,
+    Profiled,
     Ready,
+    StartProfile,
     StepPlan,
     StepResult,
     StopMatched,
+    StopProfile,
     ToScheduler,
     WorkerFault,
 )
 from srt.scheduler.life import arrive, close
 from srt.scheduler.planner import plan_step
+from srt.scheduler.profile import ProfileCalls
 from srt.scheduler.settle import settle
 from srt.scheduler.state import SchedulerState
 from srt.scheduler.stats import Reporter
@@ -93,6 +97,7 @@ class Scheduler:
         self._emissions: list[Emission] = []
         self._replies: list[msgspec.Struct] = []
         self._flushes: list[int] = []
+        self._profiles = ProfileCalls(len(workers))
         self._leaked = 0
 
     def turn(self, messages: Sequence[ToScheduler]) -> None:
@@ -117,6 +122,8 @@ class Scheduler:
                 self._end_all(message.call)
             case FlushCache():
                 self._flushes.append(message.call)
+            case StartProfile() | StopProfile() | Profiled():
+                self._profile(message)
             case StepResult():
                 self._settle(message)
             case WorkerFault():
@@ -141,6 +148,18 @@ class Scheduler:
         for rid in rids:
             self._end(rid, Finish("abort"))
         self._replies.append(Done(call, ok=True, text=f"{len(rids)} requests ended"))
+
+    def _profile(self, message: StartProfile | StopProfile | Profiled) -> None:
+        match message:
+            case StartProfile() | StopProfile():
+                for worker in self._workers:
+                    worker.send(message)
+            case Profiled():
+                done = self._profiles.take(message)
+                if done is not None:
+                    self._replies.append(done)
+            case _:
+                assert_never(message)
 
     def _settle(self, result: StepResult) -> None:
         self._emissions += settle(self.state, result, self._now_ns)

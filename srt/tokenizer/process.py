@@ -38,7 +38,9 @@ from srt.messages import (
     ImageRefused,
     Ready,
     SchedulerStats,
+    StartProfile,
     StopMatched,
+    StopProfile,
     TextPrompt,
     Tokenize,
     Tokenized,
@@ -48,6 +50,7 @@ from srt.messages import (
 from srt.tokenizer.answer import Answer
 from srt.tokenizer.image_desk import open_desk
 from srt.tokenizer.image_prompt import Picture
+from srt.tokenizer.logprobs import Scores
 from srt.tokenizer.prompt import Prompter, unpack_ids
 from srt.tokenizer.sampling import SamplingDefaults, SamplingResolver
 from srt.tokenizer.template import ChatTemplate, find_template
@@ -117,7 +120,7 @@ class TokenizerProcess:
                 self.ask_for_ids(message)
             case Detokenize():
                 self.detokenize(message)
-            case AbortAll() | FlushCache():
+            case AbortAll() | FlushCache() | StartProfile() | StopProfile():
                 self.pass_down(message)
             case ImageMade() | ImageRefused():
                 self.hear_of_image(message)
@@ -181,6 +184,7 @@ class TokenizerProcess:
             self.images.release(request.rid)
             self.refuse(request, error)
             return
+        wanted = request.sampling.logprobs
         self.answers[request.rid] = Answer(
             request.rid,
             self.vocabulary,
@@ -190,6 +194,7 @@ class TokenizerProcess:
             prompt_tokens=prompt_tokens,
             images=len(spans),
             image_tokens=sum(span.tokens for span in spans),
+            scores=None if wanted is None else Scores(wanted, packed, self.vocabulary),
         )
         self.scheduler.send(
             Admit(
@@ -253,13 +258,13 @@ class TokenizerProcess:
         if not self.answers.pop(failed.rid).closed:
             self.api.send(failed)
 
-    def pass_down(self, call: AbortAll | FlushCache) -> None:
+    def pass_down(self, call: AbortAll | FlushCache | StartProfile | StopProfile) -> None:
         """Calls that the scheduler answers; `AbortAll` ends what has not come to it, too."""
         match call:
             case AbortAll():
                 for rid in [*self.arriving, *self.waiting]:
                     self.cancel(rid)
-            case FlushCache():
+            case FlushCache() | StartProfile() | StopProfile():
                 pass
             case _:
                 assert_never(call)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import assert_never
 
 import zmq
 
 from srt.configs.plan import RuntimePlan
 from srt.errors import SrtError
 from srt.heartbeat import Heartbeat
-from srt.messages import Progress, Ready, StepPlan, ToWorker, WorkerFault
+from srt.messages import Progress, Ready, StartProfile, StepPlan, StopProfile, ToWorker, WorkerFault
 from srt.wire import Inbox, Outbox
+from srt.worker.profiling import Profiler
 from srt.worker.runner import Runner
 from srt.worker.startup import start
 
@@ -40,20 +42,34 @@ def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat) -> None:
         context.term()
 
 
-def _serve(runner: Runner, inbox: Inbox[StepPlan], scheduler: Outbox, rank: int, beat: Heartbeat) -> None:
+def _serve(runner: Runner, inbox: Inbox[ToWorker], scheduler: Outbox, rank: int, beat: Heartbeat) -> None:
+    profiler = Profiler(rank)
     while not beat.stopping:
         if not inbox.wait(POLL_MS):
             continue
-        for plan in inbox.drain():
-            beat.step_begins(plan.step)
-            try:
-                result = runner.step(plan)
-            except (SrtError, RuntimeError) as error:
-                scheduler.send(WorkerFault(rank, str(error)))
-                raise
-            beat.step_ended()
-            if rank == 0:
-                scheduler.send(result)
+        for message in inbox.drain():
+            match message:
+                case StepPlan():
+                    _step(runner, message, scheduler, rank, beat)
+                    profiler.step_ended()
+                case StartProfile():
+                    scheduler.send(profiler.start(message))
+                case StopProfile():
+                    scheduler.send(profiler.stop(message))
+                case _:
+                    assert_never(message)
+
+
+def _step(runner: Runner, plan: StepPlan, scheduler: Outbox, rank: int, beat: Heartbeat) -> None:
+    beat.step_begins(plan.step)
+    try:
+        result = runner.step(plan)
+    except (SrtError, RuntimeError) as error:
+        scheduler.send(WorkerFault(rank, str(error)))
+        raise
+    beat.step_ended()
+    if rank == 0:
+        scheduler.send(result)
 
 
 def _reporter(launch: Outbox, rank: int) -> Callable[[int, int], None]:

@@ -1,4 +1,4 @@
-"""Keys: everything is closed but the signs of life."""
+"""Keys: everything is closed but the signs of life, and pages that show nothing without a key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from srt.api.auth import Access, Doorkeeper, Secrets
+from srt.api.auth import Access, Doorkeeper, Secrets, offered_keys
 from srt.errors import ServingError
 from tests.support.front import Front
 from tests.support.raw import RawConnection
@@ -37,16 +37,18 @@ def status(front: Front, method: str, path: str, key: str | None, body: bytes = 
         ("POST", "/generate"), ("PUT", "/generate"), ("POST", "/v1/completions"), ("POST", "/v1/chat/completions"),
         ("GET", "/v1/models"), ("GET", "/v1/models/x"), ("POST", "/tokenize"), ("POST", "/v1/detokenize"),
         ("GET", "/health_generate"), ("GET", "/model_info"), ("GET", "/server_info"), ("GET", "/get_server_info"),
-        ("GET", "/metrics"), ("POST", "/abort_request"), ("GET", "/flush_cache"), ("GET", "/docs"),
-        ("GET", "/openapi.json"), ("GET", "/nowhere"),
+        ("GET", "/metrics"), ("POST", "/abort_request"), ("GET", "/flush_cache"), ("GET", "/openapi.json"),
+        ("GET", "/nowhere"), ("GET", "/version"), ("GET", "/v1/loads"), ("POST", "/start_profile"),
+        ("POST", "/stop_profile"), ("POST", "/v1/chat/completions/render"),
     ],
 )  # fmt: skip
-def test_every_route_but_health_and_ready_asks_for_a_key(closed: Front, method: str, path: str) -> None:
+def test_every_route_with_something_behind_it_asks_for_a_key(closed: Front, method: str, path: str) -> None:
     assert status(closed, method, path, None) == 401
     assert status(closed, method, path, "user-keyy") == 401
 
 
-def test_health_and_ready_are_open(closed: Front) -> None:
+def test_signs_of_life_and_empty_pages_are_open(closed: Front) -> None:
+    assert status(closed, "GET", "/docs", None) == 200
     assert status(closed, "GET", "/health", None) == 200
     assert status(closed, "GET", "/ready", None) == 200
 
@@ -61,6 +63,18 @@ def test_the_api_key_opens_work_and_the_admin_key_everything(closed: Front) -> N
         assert status(closed, "GET", path, "admin-key") == 200
     assert status(closed, "POST", "/abort_request", "user-key", b'{"abort_all": true}') == 403
     assert status(closed, "POST", "/abort_request", "admin-key", b'{"abort_all": true}') == 200
+
+
+def test_a_key_may_come_as_anthropic_clients_send_it(closed: Front) -> None:
+    for headers, expected in (
+        ("X-Api-Key: user-key", 200),
+        ("X-Api-Key: wrong", 401),
+        ("Authorization: Basic user-key", 401),
+        ("Authorization: Bearer wrong\r\nX-Api-Key: user-key", 200),
+    ):
+        with RawConnection(closed.port) as connection:
+            connection.send(f"GET /v1/models HTTP/1.1\r\nHost: t\r\n{headers}\r\n\r\n".encode())
+            assert connection.response()[0] == expected, headers
 
 
 def test_no_key_is_shown_anywhere(closed: Front) -> None:
@@ -88,9 +102,9 @@ def test_no_key_is_shown_anywhere(closed: Front) -> None:
 def test_with_one_key_the_other_door_stays_as_it_is(
     secrets: Secrets, access: Access, key: str | None, expected: int
 ) -> None:
-    header = None if key is None else b"Bearer " + key.encode()
+    headers = [] if key is None else [(b"authorization", b"Bearer " + key.encode())]
     try:
-        Doorkeeper(secrets).check(access, header)
+        Doorkeeper(secrets).check(access, offered_keys(headers))
         found = 200
     except ServingError as error:
         found = error.status

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from srt.api.fields import FIELDS, FIELDS_OF, Body, Handling
 from srt.api.openapi import BODIES
 from tests.support.front import Front
+from tests.support.tokens import VOCAB_SIZE
 
 
 def test_model_info_has_the_fields_that_clients_read_under_both_names(front: Front) -> None:
@@ -64,7 +65,59 @@ def test_the_openapi_document_describes_every_route_and_field(front: Front) -> N
     assert properties["top_p"]["description"] == FIELDS_OF[Body.CHAT]["top_p"].note
     references = set(json.dumps(document).split('"#/components/schemas/')[1:])
     assert {reference.split('"')[0] for reference in references} <= set(document["components"]["schemas"])
-    assert front.get("/docs").status == 200
+
+
+def test_the_page_of_the_api_asks_nobody_but_this_server(front: Front) -> None:
+    page = front.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "//" not in page.text.replace("<!doctype html>", ""), "no address of another server"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert front.get("/redoc").status == 404
+
+
+def test_the_load_agrees_with_the_metrics(front: Front) -> None:
+    front.scheduler.report(running=3, queued=2, steps=8)
+    front.wait_for(lambda: front.get("/v1/loads").json["loads"][0]["num_running_reqs"] == 3)
+    told = front.get("/v1/loads").json
+    [load] = told["loads"]
+    assert load["num_running_reqs"] == front.metric("num_running_reqs")
+    assert load["num_waiting_reqs"] == front.metric("num_queue_reqs") == 2
+    assert load["token_usage"] == pytest.approx(front.metric("token_usage"))
+    assert load["cache_hit_rate"] == pytest.approx(front.metric("cache_hit_rate"))
+    assert told["aggregate"]["total_total_reqs"] == 5
+    assert front.get("/version").json["version"] == told["version"]
+    front.scheduler.report(steps=9)
+
+
+def test_what_is_rendered_is_what_is_served(front: Front, tokenizer: Tokenizer) -> None:
+    body = {"messages": [{"role": "user", "content": "größer 🙂"}], "max_tokens": 1}
+    rendered = front.post("/v1/chat/completions/render", body).json
+    served = front.post("/v1/chat/completions", body | {"return_token_ids": True}).json
+    assert rendered["token_ids"] == served["prompt_token_ids"]
+    assert rendered["prompt"] == tokenizer.decode(rendered["token_ids"], skip_special_tokens=False)
+    assert rendered["count"] == served["usage"]["prompt_tokens"]
+    assert front.post("/v1/chat/completions/render", {"messages": []}).status == 400
+
+
+def test_profiles_go_where_the_operator_allows_and_nowhere_else(model: Path, front: Front, tmp_path: Path) -> None:
+    refused = front.post("/start_profile", {})
+    assert (refused.status, refused.json["error"]["message"]) == (400, "profiles need a server with --profile-dir DIR")
+    with Front(model, vocab_size=VOCAB_SIZE, profile_dir=str(tmp_path)) as allowed:
+        assert allowed.request("POST", "/start_profile").json == {"status": "ok", "files": [str(tmp_path)]}
+        inside = allowed.post("/start_profile", {"output_dir": str(tmp_path / "deep"), "num_steps": 3})
+        assert inside.json["files"] == [str(tmp_path / "deep")]
+        for body, word in (
+            ({"output_dir": "/etc"}, "must be inside"),
+            ({"output_dir": "../other"}, "must be inside"),
+            ({"num_steps": 0}, "between 1 and 10000"),
+            ({"activities": ["TPU"]}, "they are CPU and GPU"),
+            ({"profile_prefix": "../x"}, "letters, digits"),
+            ({"profile_by_stage": True}, "prefill and decode share steps"),
+        ):
+            answer = allowed.post("/start_profile", body)
+            assert answer.status == 400
+            assert word in answer.json["error"]["message"]
+        assert allowed.post("/stop_profile").status == 400
 
 
 @pytest.mark.parametrize("kind", sorted({kind for kind, _ in BODIES.values()}, key=str))

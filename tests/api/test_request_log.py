@@ -30,3 +30,14 @@ def test_a_request_leaves_one_line_when_it_comes_and_one_when_it_ends(
     assert ended["seconds"] > 0
     assert ("top_k" in came) == (level >= 1)
     assert ("a secret" in json.dumps(lines)) == (level >= 2)
+
+
+def test_what_is_refused_leaves_a_line_without_its_body(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, REQUESTS)
+    options: dict[str, Any] = {"log_requests": True, "log_requests_level": 0, "log_requests_format": "json"}
+    with Front(model, vocab_size=VOCAB_SIZE, **options) as front:
+        answer = front.post("/generate", {"text": "a secret", "sampling_params": {"top_p": 7}})
+    [line] = [json.loads(record.getMessage()) for record in caplog.records if record.name == REQUESTS]
+    assert (line["event"], line["status"], line["path"]) == ("refused", 400, "/generate")
+    assert line["request_id"] == answer.headers["x-request-id"]
+    assert "secret" not in json.dumps(line)

@@ -23,6 +23,7 @@ from srt.messages import (
     Emitted,
     Finish,
     FlushCache,
+    Profiled,
     Ready,
     SamplingSpec,
     SchedulerStats,
@@ -35,6 +36,7 @@ from srt.messages import (
 )
 from srt.scheduler import process
 from srt.scheduler.process import Scheduler
+from srt.scheduler.profile import ProfileCalls
 from srt.wire import Inbox, Outbox
 from tests.cache.support import packed
 from tests.scheduler.support import world
@@ -236,3 +238,11 @@ def test_a_leak_is_reported_once_and_in_the_stats(caplog: pytest.LogCaptureFixtu
     inside.run()
     assert [record.getMessage() for record in caplog.records] == ["1 KV pages belong to nobody after step 1"]
     assert inside.stats is not None and inside.stats.leaked_pages == 1
+
+
+def test_a_profile_is_answered_once_when_every_rank_has() -> None:
+    calls = ProfileCalls(2)
+    assert calls.take(Profiled(1, 1, ok=True, text="b")) is None
+    assert calls.take(Profiled(2, 0, ok=False, text="full disk")) is None
+    assert calls.take(Profiled(1, 0, ok=True, text="a")) == Done(1, ok=True, text="a\nb")
+    assert calls.take(Profiled(2, 1, ok=True, text="b")) == Done(2, ok=False, text="full disk")

@@ -23,9 +23,12 @@ from srt.messages import (
     Finish,
     FlushCache,
     GroupUsage,
+    Profiled,
     SchedulerStats,
+    StartProfile,
     StepResult,
     StopMatched,
+    StopProfile,
     Timing,
     ToScheduler,
     WorkerFault,
@@ -101,7 +104,11 @@ class FakeScheduler:
                 for rid in list(self.rows):
                     self.end(rid, Finish("abort", text="aborted"))
                 self.tokenizer.send(Done(message.call, True))
-            case StepResult() | WorkerFault():
+            case StartProfile():
+                self.tokenizer.send(Done(message.call, True, message.directory))
+            case StopProfile():
+                self.tokenizer.send(Done(message.call, False, "no profile is being taken"))
+            case StepResult() | WorkerFault() | Profiled():
                 raise AssertionError(message)
             case _:
                 assert_never(message)

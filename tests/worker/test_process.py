@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -21,8 +23,10 @@ from srt.messages import (
     Ready,
     RowStart,
     SamplingSpec,
+    StartProfile,
     StepPlan,
     StepResult,
+    StopProfile,
     ToLaunch,
     ToScheduler,
     WorkerFault,
@@ -137,3 +141,30 @@ def test_a_plan_out_of_order_is_refused_and_the_scheduler_hears_why(worker: Work
     while not worker.raised:
         threading.Event().wait(0.01)
     assert str(worker.raised[0]) == fault.text
+
+
+def test_a_profile_records_the_steps_that_were_asked_for(worker: Worker, tmp_path: Path) -> None:
+    worker.ready()
+    worker.plans.send(StartProfile(1, str(tmp_path / "deep"), "some", steps=2))
+    worker.plans.send(StartProfile(2, str(tmp_path), "twice", steps=2))
+    worker.plans.send(first_plan(1))
+    worker.plans.send(StepPlan(2, [0], [1], [True]))
+    worker.plans.send(StopProfile(3))
+    started, twice, _, _, late = worker.results(5)
+    assert (started.ok, started.text) == (True, str(tmp_path / "deep/some-TP-0.trace.json.gz"))
+    assert (twice.ok, twice.text) == (False, "a profile is being taken already")
+    assert (late.ok, late.text) == (False, "no profile is being taken"), "it ended by itself"
+    trace = json.loads(gzip.decompress(Path(started.text).read_bytes()))
+    assert any(event.get("name") == "aten::embedding" for event in trace["traceEvents"])
+
+
+def test_a_profile_without_an_end_is_written_when_it_is_stopped(worker: Worker, tmp_path: Path) -> None:
+    worker.ready()
+    worker.plans.send(StartProfile(1, str(tmp_path), "open", steps=1000))
+    worker.plans.send(StopProfile(2))
+    (tmp_path / "file").write_text("")
+    worker.plans.send(StartProfile(3, str(tmp_path / "file"), "nowhere", steps=1))
+    _, stopped, nowhere = worker.results(3)
+    assert stopped.ok
+    assert Path(stopped.text).stat().st_size > 0
+    assert not nowhere.ok
