@@ -86,6 +86,7 @@ class Metrics:
         self.generated_tokens = 0
         self.stats: SchedulerStats | None = None
         self.startup_s = 0.0
+        self.startup_phases_s: dict[str, float] = {}
         self.first_token = Distribution(SECONDS)
         self.inter_token = Distribution(GAP_SECONDS)
         self.ends = RequestDistributions()
@@ -264,6 +265,14 @@ class Exposition(Collector):
         yield self._gauge("weight_memory_usage_gb", "Weights over all ranks, as planned, in GB.", weights / 1e9)
         yield self._gauge("kv_cache_memory_usage_gb", "KV pools of one rank, in GB.", pools / 1e9)
         yield self._gauge("startup_time_seconds", "From the start of this process to ready.", self._metrics.startup_s)
+        phases = self._metrics.startup_phases_s
+        yield self._labelled_gauge(
+            "startup_phase_seconds", "Phases of the start, up to the last worker.", "phase", phases.items()
+        )
+        loaded = Distribution(SECONDS)
+        if "weights" in phases:
+            loaded.observe(phases["weights"])
+        yield loaded.family("weight_load_duration_seconds", "Loading the weights.", self._model)
 
     def _scheduler(self, stats: SchedulerStats) -> Iterator[Metric]:
         asked = stats.cache_queries_tokens

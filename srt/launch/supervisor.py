@@ -25,11 +25,12 @@ from typing import Any, Final, NoReturn, assert_never
 
 import zmq
 
-from srt.configs.plan import Choice, RuntimePlan
+from srt.configs.plan import RuntimePlan
 from srt.errors import ProcessLost
 from srt.heartbeat import Board, Heartbeat, process_name
 from srt.launch.report import LoadProgress, show_table
-from srt.messages import Fatal, Progress, Ready, ServerReady, ToLaunch
+from srt.launch.waterfall import StartReport
+from srt.messages import Fatal, Phase, Progress, Ready, ServerReady, ToLaunch
 from srt.wire import Inbox, Outbox
 
 STOP_ORDER: Final = ("api", "tokenizer", "scheduler", "worker")
@@ -93,7 +94,10 @@ class Child:
 
 
 class Supervisor:
-    """The processes of one server. Children see `environment`; the api process sees `secrets` too."""
+    """The processes of one server. Children see `environment`; the api process sees `secrets` too.
+
+    `begun_s` is when the command began, by the machine's monotonic clock.
+    """
 
     def __init__(
         self,
@@ -102,6 +106,7 @@ class Supervisor:
         environment: Mapping[str, str],
         secrets: Mapping[str, str],
         entry: str = "srt.launch.child",
+        begun_s: float | None = None,
     ) -> None:
         self._plan = plan
         roles = [("api", 0), ("tokenizer", 0), ("scheduler", 0)]
@@ -114,9 +119,9 @@ class Supervisor:
         self._to_api = Outbox(self._context, rundir, "api")
         self._signals: list[int] = []
         self._last_words: dict[str, str] = {}
-        self._measured: list[Choice] = []
         self._progress = LoadProgress()
-        self._begun = time.monotonic()
+        spawned_s = time.monotonic()
+        self._start = StartReport(plan, spawned_s if begun_s is None else begun_s, spawned_s)
         self._obey_signals()
         self._children = {
             process_name(role, rank): Child.spawn(
@@ -160,6 +165,8 @@ class Supervisor:
             match message:
                 case Ready():
                     self._note_ready(message)
+                case Phase():
+                    self._start.phase(process_name(message.role, message.rank), message.name, message.at_s)
                 case Progress():
                     self._progress.update(message.rank, message.done_bytes, message.total_bytes)
                 case Fatal():
@@ -168,14 +175,8 @@ class Supervisor:
                     assert_never(message)
 
     def _note_ready(self, message: Ready) -> None:
-        child = self._children[process_name(message.role, message.rank)]
-        child.ready = True
-        after = f"{time.monotonic() - self._begun:.2f} s"
-        facts = [f"{name}: {value}" for name, value in message.facts.items()] or ["ready"]
-        self._measured += [
-            Choice(child.name if index == 0 else "", after if index == 0 else "", fact)
-            for index, fact in enumerate(facts)
-        ]
+        self._children[process_name(message.role, message.rank)].ready = True
+        self._start.ready(message, time.monotonic())
 
     def _raise_lost(self) -> NoReturn:
         """Name the process that was the cause: a killed one, else the first that said why, else any that ended.
@@ -200,8 +201,10 @@ class Supervisor:
 
     def _open(self, when_ready: Callable[[], None]) -> None:
         """Let the API process take requests, and say so."""
-        self._to_api.send(ServerReady())
-        show_table("ready after", self._measured, self._plan.server.log_format)
+        start, form = self._start, self._plan.server.log_format
+        self._to_api.send(ServerReady(start.phases()))
+        for title, rows in start.tables():
+            show_table(title, rows, form)
         when_ready()
 
     # --- stopping ---------------------------------------------------------------------------------------
