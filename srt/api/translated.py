@@ -1,0 +1,47 @@
+"""Requests of other APIs as chat completions: what those honour is honoured, what they refuse is refused."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+from urllib.parse import parse_qs
+
+import orjson
+
+from srt.api.bodies import ChatBody, Notice, Parser
+from srt.api.fields import Body
+from srt.api.http import Exchange
+from srt.api.schema import Request
+from srt.api.service import Service
+from srt.formats.answer import ChatAnswer, Reading
+from srt.formats.description import STEP
+
+
+def query(exchange: Exchange, name: str) -> str | None:
+    """A parameter of the query string; its last value."""
+    values: list[str] = parse_qs(exchange.scope["query_string"].decode("latin-1")).get(name, [])
+    return values[-1] if values else None
+
+
+class ChatRequests:
+    """Makes requests from fields of chat completions."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._parser = Parser(Body.CHAT, ChatBody)
+
+    def request(self, document: dict[str, Any], notices: tuple[Notice, ...]) -> Request:
+        """The request of a chat completion with these fields; `notices` are those of the body it was made from.
+
+        Raises: ServingError as a chat completion.
+        """
+        body, more = self._parser.parse(orjson.dumps(document))
+        for notice in more:
+            self._service.metrics.warnings[notice.kind] += 1
+        return self._service.schema.chat(body, notices + more)
+
+
+def open_answer(request: Request, call_prefix: str) -> ChatAnswer:
+    """What takes the answer to a request apart; ids of calls begin with `call_prefix`."""
+    reading = Reading(STEP, STEP)
+    return ChatAnswer(reading, thinking=True, new_id=lambda: call_prefix + uuid.uuid4().hex[:24])
