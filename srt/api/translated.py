@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import uuid
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -13,6 +15,7 @@ from srt.api.fields import Body
 from srt.api.http import Exchange
 from srt.api.schema import Request
 from srt.api.service import Service
+from srt.errors import ServingError
 from srt.formats.answer import ChatAnswer, Reading
 from srt.formats.description import STEP, Function
 from srt.messages import ChatPrompt
@@ -25,10 +28,11 @@ def query(exchange: Exchange, name: str) -> str | None:
 
 
 class ChatRequests:
-    """Makes requests from fields of chat completions."""
+    """Makes requests from fields of chat completions. `names`: what fields of those are called in the other API."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, names: Mapping[str, str]) -> None:
         self._service = service
+        self._names = names
         self._parser = Parser(Body.CHAT, ChatBody)
 
     def request(self, document: dict[str, Any], notices: tuple[Notice, ...]) -> Request:
@@ -36,10 +40,24 @@ class ChatRequests:
 
         Raises: ServingError as a chat completion.
         """
-        body, more = self._parser.parse(orjson.dumps(document))
+        try:
+            body, more = self._parser.parse(orjson.dumps(document))
+            request = self._service.schema.chat(body, notices + more)
+        except ServingError as error:
+            raise self._renamed(error) from error
         for notice in more:
             self._service.metrics.warnings[notice.kind] += 1
-        return self._service.schema.chat(body, notices + more)
+        return request
+
+    def _renamed(self, error: ServingError) -> ServingError:
+        """An error about a field as the client knows it."""
+        path = error.param or ""
+        field = re.split(r"[.\[]", path, maxsplit=1)[0]
+        if field not in self._names:
+            return error
+        name = self._names[field]
+        text = error.text.replace(f"'{field}", f"'{name}")
+        return ServingError(error.code, text, name + path.removeprefix(field))
 
 
 def open_answer(request: Request, call_prefix: str) -> ChatAnswer:

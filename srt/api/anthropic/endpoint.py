@@ -20,6 +20,11 @@ from srt.api.translated import ChatRequests, open_answer
 from srt.errors import ServingError
 
 PREFIX: Final = "msg_"
+CHAT_NAMES: Final = {
+    "stop": "stop_sequences",
+    "reasoning_effort": "output_config.effort",
+    "response_format": "output_config.format",
+}
 MAX_TOKENS: Final = (1 << 31) - 1
 OTHER_TYPES: Final = {408: "timeout_error", 499: "api_error"}
 """Types of errors that this API calls otherwise than OpenAI's."""
@@ -48,7 +53,7 @@ class Messages:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._chats = ChatRequests(service)
+        self._chats = ChatRequests(service, CHAT_NAMES)
         self._parser = Parser(Body.MESSAGES, MessagesBody)
         self._count_parser = Parser(Body.COUNT_TOKENS, PromptBody)
 

@@ -22,6 +22,12 @@ from srt.api.translated import ChatRequests, open_answer, query
 from srt.errors import ErrorCode, ServingError
 
 PREFIX: Final = "resp_"
+CHAT_NAMES: Final = {
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+}
 SEALED_REASONING: Final = "reasoning.encrypted_content"
 MAX_PAGE: Final = 100
 
@@ -41,7 +47,7 @@ class Responses:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._chats = ChatRequests(service)
+        self._chats = ChatRequests(service, CHAT_NAMES)
         self._store = ResponseStore(service.plan.server.response_store_bytes)
         self._parser = Parser(Body.RESPONSES, ResponsesBody)
         self._count_parser = Parser(Body.INPUT_TOKENS, InputTokensBody)
@@ -161,7 +167,7 @@ class Responses:
         if body.reasoning is not None and body.reasoning.summary is not None:
             notices += (Notice("ignored_field", "'reasoning.summary': reasoning is shown as it is"),)
         request = self._chats.request(document, notices)
-        request = msgspec.structs.replace(request, limit_field="max_output_tokens")
+        request = msgspec.structs.replace(request, limit_field=CHAT_NAMES["max_completion_tokens"])
         stored = body.store is not False and self._service.plan.server.response_store_bytes > 0
         fields = _fields(body, model) | {"store": stored}
         if request.notices:
