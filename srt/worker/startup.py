@@ -38,6 +38,7 @@ from srt.worker.device.runner import DeviceRunner
 from srt.worker.drafting import build_draft, build_proposer, checkpoint_source, with_draft_layers
 from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
+from srt.worker.memory import kv_bytes_by_group, weight_bytes
 from srt.worker.row_images import RowImages, TowerImages
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
@@ -99,6 +100,12 @@ class Started:
 
     runner: Engine
     facts: dict[str, str]
+    memory: dict[str, int]
+    """Bytes held on this rank, by the parts of the plan."""
+
+
+def unheard(phase: str) -> None:
+    """A phase is over that nobody asks for."""
 
 
 def reference_backends(reason: str) -> Picks:
@@ -136,9 +143,14 @@ def build(registry: dict[str, str], pick: Pick) -> Any:
 
 
 def start(
-    plan: RuntimePlan, rundir: Path, rank: int, progress: Callable[[int, int], None], picks: Picks | None = None
+    plan: RuntimePlan,
+    rundir: Path,
+    rank: int,
+    progress: Callable[[int, int], None],
+    picks: Picks | None = None,
+    ended: Callable[[str], None] = unheard,
 ) -> Started:
-    """Bring up one rank, with the fastest backends unless others are given.
+    """Bring up one rank, with the fastest backends unless others are given. `ended` is told each phase when it is over.
 
     Raises: StartupError if the plan does not fit the checkpoint or the checkpoint does not fit the model.
     """
@@ -151,6 +163,7 @@ def start(
     formats = announced_formats(config) if plan.server.load_format == "dummy" else expert_formats(path, config)
     group = join_group(rank, plan.server.tp_size, rundir)
     picks = picks or pick_backends(plan.device.device, dtype, plan.worker_threads)
+    ended("kernels")
     with torch.inference_mode(), device:
         family = FAMILIES[config.model_type]
         try:
@@ -165,12 +178,17 @@ def start(
             draft = build_draft(plan, config, family, model, tools)
         except ValueError as error:
             raise StartupError(f"--tp-size {group.size} does not fit the model: {error}") from error
+        ended("model")
         began = time.perf_counter()
         parameters = model.parameters() | ({} if tower is None else nested("vision", tower.parameters()))
         parameters |= {} if draft is None else draft.parameters()
         report = load_weights(family.rules(config, formats, drafting.modules), parameters, plan, progress)
         loaded_s = time.perf_counter() - began
+        ended("weights")
         kv = allocate_kv(plan.groups, plan.page_size, group.size, KV_DTYPES[plan.kv_dtype])
+    ended("kv memory")
+    memory = weight_bytes(parameters, [one for one in (model, tower, draft) if one is not None])
+    memory |= kv_bytes_by_group(plan.groups, kv)
     facts = {kind: f"{pick.key} ({pick.reason})" for kind, pick in _named(picks)}
     facts |= _expert_facts(experts, formats)
     facts |= {
@@ -190,7 +208,7 @@ def start(
         )
         row_images = TowerImages(kept, images.image_token_id)
     parts = Parts(model, draft, kv[: config.text.main_layers], kv[config.text.main_layers :], tools, row_images)
-    return Started(_engine(picks.engine.key, plan, device, parts, config.text.hidden_size), facts)
+    return Started(_engine(picks.engine.key, plan, device, parts, config.text.hidden_size), facts, memory)
 
 
 def worker_device(plan: RuntimePlan, rank: int) -> torch.device:

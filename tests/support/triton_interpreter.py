@@ -1,8 +1,8 @@
 """Triton without a GPU: its interpreter, with the three things put right that it gets wrong.
 
-Triton 3.6's interpreter multiplies bfloat16 by their bit patterns, loses the carry when a number that is rounded to
-bfloat16 or e4m3 becomes a power of two, and takes no loaded number for the bound of a loop. Kernels do all that on a
-GPU.
+Triton 3.6's interpreter multiplies bfloat16 by their bit patterns, loses the carry when a number that is rounded
+to bfloat16 or e4m3 becomes a power of two, and cannot count a loop to a number that is not known before (with a NumPy
+that makes no scalar of an array of one). Kernels do none of it on a GPU.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def use_interpreter() -> None:
 
     patch = interpreter._patch_lang_tensor
 
-    def patched(tensor: Any, scope: Any) -> None:
+    def patch_tensor(tensor: Any, scope: Any) -> None:
         patch(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
-    interpreter._patch_lang_tensor = patched
+    interpreter._patch_lang_tensor = patch_tensor
     interpreter._convert_float = convert
     interpreter.InterpreterBuilder.create_dot = dot
