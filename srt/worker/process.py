@@ -48,8 +48,10 @@ def _serve(runner: Engine, inbox: Inbox[ToWorker], scheduler: Outbox, rank: int,
     steps = _Steps(runner, scheduler, rank, beat)
     while not beat.stopping:
         # A runner that works behind our back is asked again and again: a step is too short to be woken for its end.
-        if not inbox.wait(0 if runner.busy else POLL_MS):
+        if not inbox.wait(0 if runner.busy or runner.unprepared else POLL_MS):
             profiler.steps_ended(steps.collect())
+            if not runner.busy:
+                runner.prepare()
             continue
         for message in inbox.drain():
             match message:

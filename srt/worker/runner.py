@@ -46,6 +46,14 @@ class Runner:
         """Whether results are still to be picked up."""
         return bool(self._results)
 
+    @property
+    def unprepared(self) -> bool:
+        """Whether there is work left that makes later steps faster: never."""
+        return False
+
+    def prepare(self) -> None:
+        """Nothing to prepare."""
+
     def submit(self, plan: StepPlan) -> None:
         """Run one plan now. Raises: ProcessLost as `step` does."""
         self._results.append(self.step(plan))

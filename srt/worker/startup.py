@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +44,11 @@ from srt.worker.row_images import RowImages, TowerImages
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
 
-OPS: Final = {"torch": "srt.layers.ops:TorchOps", "native": "srt.layers.cpu.ops:CpuOps"}
+OPS: Final = {
+    "torch": "srt.layers.ops:TorchOps",
+    "native": "srt.layers.cpu.ops:CpuOps",
+    "triton": "srt.layers.cuda.ops:TritonOps",
+}
 LINEAR: Final = {
     "plain": "srt.layers.linear:PlainLinear",
     "onednn": "srt.layers.linear:OneDnnLinear",
@@ -52,6 +57,7 @@ LINEAR: Final = {
 ATTENTION: Final = {
     "reference": "srt.layers.attention.reference:ReferenceAttention",
     "native": "srt.layers.cpu.attention:CpuAttention",
+    "triton": "srt.layers.cuda.attention:TritonAttention",
 }
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -130,15 +136,33 @@ def pick_backends(device: str, dtype: torch.dtype, threads: int) -> Picks:
             return Picks(native, native, native, native)
     picks = reference_backends(reason)
     if device == "cuda":
-        return replace(picks, engine=Pick("device", "rows and samples stay on the GPU"))
+        return _gpu_backends(picks)
     if device == "cpu" and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return replace(picks, linear=Pick("onednn", f"{reason}; oneDNN has bfloat16 arithmetic here"))
     return picks
 
 
+def _gpu_backends(picks: Picks) -> Picks:
+    """Triton kernels where Triton is there, and graphs of them."""
+    if importlib.util.find_spec("triton") is None:
+        return replace(picks, engine=Pick("device", "rows and samples stay on the GPU; Triton is not installed"))
+    triton = Pick("triton", "compiled for this GPU")
+    linear = Pick("plain", "cuBLAS")
+    engine = Pick("graphs", "rows and samples stay on the GPU; decodes are recorded while the server is idle")
+    return Picks(triton, linear, triton, picks.experts, engine)
+
+
+def _fitting(picks: Picks, plan: RuntimePlan) -> Picks:
+    """Without backends that cannot compute this model."""
+    odd = [group.head_dim for group in plan.groups if group.head_dim < 16 or group.head_dim & (group.head_dim - 1)]
+    if picks.attention.key != "triton" or not odd:
+        return picks
+    return replace(picks, attention=Pick("reference", f"the Triton kernels take no heads of size {odd[0]}"))
+
+
 def build(registry: dict[str, str], pick: Pick) -> Any:
-    """An instance of the class that a registry names."""
-    module, name = registry[pick.key].split(":")
+    """An instance of the class that a registry names, or that the pick names itself."""
+    module, name = registry.get(pick.key, pick.key).split(":")
     return getattr(importlib.import_module(module), name)(*pick.arguments)
 
 
@@ -161,8 +185,8 @@ def start(
     path = Path(plan.model.path)
     config, drafting = with_draft_layers(read_config(path), plan), plan.drafting
     formats = announced_formats(config) if plan.server.load_format == "dummy" else expert_formats(path, config)
-    group = join_group(rank, plan.server.tp_size, rundir)
-    picks = picks or pick_backends(plan.device.device, dtype, plan.worker_threads)
+    group = join_group(rank, plan.server.tp_size, rundir, device)
+    picks = _fitting(picks or pick_backends(plan.device.device, dtype, plan.worker_threads), plan)
     ended("kernels")
     with torch.inference_mode(), device:
         family = FAMILIES[config.model_type]
@@ -238,7 +262,8 @@ def _engine(kind: str, plan: RuntimePlan, device: torch.device, parts: Parts, hi
     proposer: DeviceProposer = NoDeviceGuesses()
     if parts.draft is not None:
         proposer = DeviceWindows(parts.draft, parts.draft_kv, device_rows, ops, hidden_size, parts.tools.dtype)
-    return DeviceRunner(model, kv, device_rows, ops, images, proposer)
+    depth = plan.drafting.drafts if kind == "graphs" else None
+    return DeviceRunner(model, kv, device_rows, ops, images, proposer, depth)
 
 
 def load_weights(

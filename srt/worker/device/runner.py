@@ -8,34 +8,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from srt.errors import ProcessLost
-from srt.layers.batch import KVLayer, PlacedFeatures
+from srt.layers.batch import KVLayer
 from srt.layers.ops import Ops
 from srt.messages import ImageWork, StepPlan, StepResult
 from srt.models.contract import LanguageModel
 from srt.worker.device.clock import Clock, Mark, clock_of
+from srt.worker.device.graphs import Graphs, Record
 from srt.worker.device.layout import Ints, Layout, layout_of_plan
 from srt.worker.device.mtp import DeviceProposer, NoDeviceGuesses
-from srt.worker.device.rows import CONTRADICTED, DeviceOutcome, DeviceRows, DeviceStep
-from srt.worker.device.sampler import RowSampling, fault_of, sample
+from srt.worker.device.passes import Passed, Passes
+from srt.worker.device.rows import CONTRADICTED, DeviceOutcome, DeviceRows
+from srt.worker.device.sampler import RowSampling
 from srt.worker.row_images import NoImages, Part, RowImages
-
-
-@dataclass(frozen=True)
-class Passed:
-    """A pass of the main model: hidden states [T, H] and wanted logits [L, V], and the windows of its guesses."""
-
-    step: DeviceStep
-    hidden: Tensor
-    logits: Tensor
-    windows: Layout | None
 
 
 @dataclass(frozen=True)
@@ -53,22 +44,6 @@ class Enqueued:
     images: ImageWork | None
 
 
-class Recorded(Protocol):
-    """Passes that were recorded for batches of some shapes."""
-
-    def run(self, plan: StepPlan) -> Passed | None:
-        """Run the main model over the rows of a plan without images; None if there is no record of its shape."""
-        ...
-
-
-class NothingRecorded:
-    """Every pass is run kernel by kernel."""
-
-    def run(self, plan: StepPlan) -> Passed | None:
-        """There is no record."""
-        return None
-
-
 class DeviceRunner:
     """Obeys plans in the order of their numbers, as `srt.worker.runner.Runner` does; results come in that order."""
 
@@ -80,17 +55,43 @@ class DeviceRunner:
         ops: Ops,
         images: RowImages | None = None,
         proposer: DeviceProposer | None = None,
-        recorded: Recorded | None = None,
+        graph_depth: int | None = None,
     ) -> None:
-        self.model, self.kv, self.rows, self.ops = model, kv, rows, ops
+        """`graph_depth`: the guesses of a row in steps that are recorded; None records nothing."""
+        self.passes = Passes(model, kv, rows, ops, NoDeviceGuesses() if proposer is None else proposer)
+        self.rows = rows
         self.images: RowImages = NoImages() if images is None else images
-        self.proposer: DeviceProposer = NoDeviceGuesses() if proposer is None else proposer
-        self.recorded: Recorded = NothingRecorded() if recorded is None else recorded
+        self.graphs = None if graph_depth is None else Graphs(self.passes, rows.nobody, graph_depth)
         self._sampling = RowSampling(rows.device, rows.nobody)
         self._clock: Clock = clock_of(rows.device)
         self._enqueued: deque[Enqueued] = deque()
         self._last_step: int | None = None
         self._prompted = np.zeros(rows.nobody, np.int64)
+
+    @property
+    def model(self) -> LanguageModel:
+        """The main model."""
+        return self.passes.model
+
+    @model.setter
+    def model(self, model: LanguageModel) -> None:
+        self.passes.model = model
+
+    @property
+    def proposer(self) -> DeviceProposer:
+        """What guesses."""
+        return self.passes.proposer
+
+    @property
+    def unprepared(self) -> bool:
+        """Whether there is work left that makes later steps faster."""
+        return self.graphs is not None and self.graphs.left > 0
+
+    def prepare(self) -> None:
+        """Do a piece of that work; takes some tens of milliseconds."""
+        if self.graphs is not None and self.graphs.left:
+            with torch.inference_mode():
+                self.graphs.record_next()
 
     @property
     def busy(self) -> bool:
@@ -123,7 +124,7 @@ class DeviceRunner:
             self.rows.apply(plan)
             self._sampling.apply(plan.starts)
             self.images.apply(plan)
-            self.proposer.start(plan.starts)
+            self.passes.proposer.start(plan.starts)
             for start in plan.starts:
                 self._prompted[start.row] = start.computed
             if plan.rows:
@@ -133,15 +134,21 @@ class DeviceRunner:
 
     def _enqueue(self, plan: StepPlan, begin: Mark) -> None:
         images = self.images.place(self._parts(plan))
-        passed = self.recorded.run(plan) if images is None else None
-        if passed is None:
-            passed = self.compute(layout_of_plan(plan, self.rows.device), images)
-        outcome = self._settle(passed, plan)
+        record = self.graphs.find(plan) if self.graphs is not None and images is None else None
+        if record is None:
+            layout = layout_of_plan(plan, self.rows.device)
+            passed = self.passes.compute(layout, self.passes.windows(layout), images)
+        else:
+            record.run_pass()
+            passed = record.passed
+        outcome = self._settle(passed, plan, record)
         computed = self._clock.mark()
         if passed.windows is None or not plan.guess:
-            self.proposer.skip(outcome)
+            self.passes.proposer.skip(outcome)
+        elif record is not None and record.run_guess is not None and outcome is record.largest:
+            record.run_guess()
         else:
-            self.proposer.propose(outcome, passed.windows, passed.hidden)
+            self.passes.guess(outcome, passed)
         self._keep(plan, self._clock.to_host(outcome.report), passed.step.layout, (begin, computed))
 
     def _keep(self, plan: StepPlan, report: Tensor, layout: Layout | None, marks: tuple[Mark, Mark]) -> None:
@@ -150,28 +157,18 @@ class DeviceRunner:
         images = self.images.report()
         self._enqueued.append(Enqueued(plan, report, firsts, wanted, *marks, self._clock.mark(), images))
 
-    def compute(self, layout: Layout, images: PlacedFeatures | None = None) -> Passed:
-        """The main model over a layout's rows."""
-        step = self.rows.begin(layout)
-        hidden = self.model.forward(replace(step.batch, images=images), self.kv)
-        everything = len(layout.wanted) == layout.tokens
-        logits = self.model.logits(hidden if everything else hidden[layout.wanted])
-        return Passed(step, hidden, logits, self.proposer.windows(layout))
-
-    def _settle(self, passed: Passed, plan: StepPlan) -> DeviceOutcome:
+    def _settle(self, passed: Passed, plan: StepPlan, record: Record | None) -> DeviceOutcome:
         """Sample, and let the rows go on."""
-        step, layout, logits = passed.step, passed.step.layout, passed.logits
-        widths = layout.host_drafts + 1
-        if not len(widths):
-            return self.rows.end(step, layout.wanted, step.fault)
-        fault = step.fault + fault_of(logits)
         emitting = np.array(plan.rows, np.int64)[np.array(plan.emits, np.bool_)]
-        if self._sampling.greedy(emitting.tolist()):
-            return self.rows.end(step, self.ops.sample_greedy(logits), fault)
-        widths = widths[: len(emitting)]
-        positions = step.known[layout.wanted_rows] + layout.wanted_offsets
-        draws, bans = self._sampling.draws(emitting, widths), self._sampling.bans(emitting, widths)
-        return self.rows.end(step, sample(logits, positions, draws, bans, self.ops), fault)
+        if not self._sampling.greedy(emitting.tolist()):
+            widths = passed.step.layout.host_drafts[: len(emitting)] + 1
+            return self.passes.draw(
+                passed, self._sampling.draws(emitting, widths), self._sampling.bans(emitting, widths)
+            )
+        if record is None:
+            return self.passes.take_largest(passed)
+        record.run_largest()
+        return record.largest
 
     def _parts(self, plan: StepPlan) -> list[Part]:
         """What the step computes of each row. Beyond its prompt a row may be further on: no image lies there."""
