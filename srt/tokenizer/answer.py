@@ -5,7 +5,7 @@ from __future__ import annotations
 from srt.messages import Delta, Emission, Finish, StopSpec
 from srt.tokenizer.detokenize import Detokenizer
 from srt.tokenizer.logprobs import Scores
-from srt.tokenizer.stops import Stops
+from srt.tokenizer.stops import Stops, stops_of
 from srt.tokenizer.vocabulary import Vocabulary
 
 
@@ -31,9 +31,9 @@ class Answer:
         prompt_tokens: int,
         images: int = 0,
         image_tokens: int = 0,
-        stops: Stops | None = None,
         scores: Scores | None = None,
     ) -> None:
+        """Raises: ServingError if `stop` has an expression that is none."""
         self._rid = rid
         self._stream = stream
         self._prompt_tokens = prompt_tokens
@@ -41,7 +41,7 @@ class Answer:
         self._keeps_stop = stop.keep_text
         self._scores = scores
         self._detokenizer = Detokenizer(vocabulary, skip_special_tokens=skip_special_tokens)
-        self._stops = stops
+        self._stops = stops_of(stop)
         self._pending_ids: list[int] = []
         self._pending_text: list[str] = []
         self._cached_tokens = 0
