@@ -53,6 +53,7 @@ LINEAR: Final = {
     "plain": "srt.layers.linear:PlainLinear",
     "onednn": "srt.layers.linear:OneDnnLinear",
     "native": "srt.layers.cpu.linear:CpuLinear",
+    "triton": "srt.layers.cuda.linear:TritonLinear",
 }
 ATTENTION: Final = {
     "reference": "srt.layers.attention.reference:ReferenceAttention",
@@ -147,7 +148,7 @@ def _gpu_backends(picks: Picks) -> Picks:
     if importlib.util.find_spec("triton") is None:
         return replace(picks, engine=Pick("device", "rows and samples stay on the GPU; Triton is not installed"))
     triton = Pick("triton", "compiled for this GPU")
-    linear = Pick("plain", "cuBLAS")
+    linear = Pick("triton", "for few tokens, cuBLAS for many", (current_gpu(),))
     engine = Pick("graphs", "rows and samples stay on the GPU; decodes are recorded while the server is idle")
     return Picks(triton, linear, triton, picks.experts, engine)
 
@@ -258,12 +259,21 @@ def _engine(kind: str, plan: RuntimePlan, device: torch.device, parts: Parts, hi
         return Runner(
             model, kv, rows, ops, images, build_proposer(plan, rows, parts.tools, parts.draft, parts.draft_kv)
         )
-    device_rows = DeviceRows(device, *sizes)
+    device_rows = build_rows(kind)(device, *sizes)
     proposer: DeviceProposer = NoDeviceGuesses()
     if parts.draft is not None:
         proposer = DeviceWindows(parts.draft, parts.draft_kv, device_rows, ops, hidden_size, parts.tools.dtype)
     depth = plan.drafting.drafts if kind == "graphs" else None
     return DeviceRunner(model, kv, device_rows, ops, images, proposer, depth)
+
+
+def build_rows(kind: str) -> type[DeviceRows]:
+    """Rows of one kernel a step where there is Triton."""
+    if kind == "device":
+        return DeviceRows
+    from srt.worker.device.fused_rows import FusedRows
+
+    return FusedRows
 
 
 def load_weights(

@@ -211,7 +211,8 @@ def test_draws_on_the_device_are_those_of_the_host() -> None:
     sampling.apply([RowStart(row, b"", 0, 0, spec) for row, spec in enumerate(specs)])
     every, ones = np.arange(rows), np.ones(rows, np.int64)
     (places,) = upload([positions], CPU)
-    drawn = device.sample(logits.clone(), places, sampling.draws(every, ones), sampling.bans(every, ones), ops)
+    drawn, finite = device.sample(logits.clone(), places, sampling.draws(every, ones), sampling.bans(every, ones), ops)
     assert drawn.tolist() == expected.tolist()
+    assert finite.tolist() == [1] * rows
     numbers = device.uniform(*upload([columns.seed.view(np.int64), positions], CPU))
     assert numbers.tolist() == host.uniform(columns.seed, positions).tolist()

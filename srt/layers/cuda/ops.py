@@ -17,6 +17,8 @@ FEW_TOKENS: Final = 64
 """Up to so many tokens a router's products are shared out along K too, or most of the GPU would look on."""
 ROUTER_SHARES: Final = 8
 ROUTER_STEP: Final = 64
+LONG_STEP: Final = 512
+"""Columns of a step where few tokens are routed: one step a program, all of it under way at once."""
 
 
 class TritonOps:
@@ -64,10 +66,11 @@ class TritonOps:
         rows, columns = (16, 16) if few else (64, 32)
         shares = min(ROUTER_SHARES, triton.cdiv(size, ROUTER_STEP)) if few else 1
         share = triton.cdiv(triton.cdiv(size, shares), ROUTER_STEP) * ROUTER_STEP
+        step = min(LONG_STEP, triton.next_power_of_2(share)) if few else ROUTER_STEP
         partial = torch.empty(shares, tokens, experts, dtype=torch.float32, device=x.device)
         kernels.router_logits_kernel[triton.cdiv(tokens, rows), triton.cdiv(experts, columns), shares](
             x, x.stride(0), packed, partial, tokens,
-            SIZE=size, EXPERTS=experts, SHARE=share, ROWS=rows, COLUMNS=columns, STEP=ROUTER_STEP,
+            SIZE=size, EXPERTS=experts, SHARE=share, ROWS=rows, COLUMNS=columns, STEP=step,
         )  # fmt: skip
         kernels.choose_kernel[tokens,](
             partial, bias, ids, weights, tokens, factor,
@@ -77,8 +80,12 @@ class TritonOps:
         return Choice(ids, weights)
 
     def sample_greedy(self, logits: Tensor) -> Tensor:
+        return self.largest(logits)[0]
+
+    def largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         rows, size = logits.shape
         out = torch.empty(rows, dtype=torch.int64, device=logits.device)
+        finite = torch.empty(rows, dtype=torch.int32, device=logits.device)
         if rows:
             blocks = triton.cdiv(size, LOGIT_COLUMNS)
             values = torch.empty(rows, blocks, dtype=torch.float32, device=logits.device)
@@ -87,6 +94,6 @@ class TritonOps:
                 logits, logits.stride(0), values, places, SIZE=size, BLOCK=LOGIT_COLUMNS, num_warps=8
             )
             kernels.row_max_kernel[rows,](
-                values, places, out, COUNT=blocks, BLOCK=triton.next_power_of_2(blocks), num_warps=1
+                values, places, out, finite, COUNT=blocks, BLOCK=triton.next_power_of_2(blocks), num_warps=1
             )
-        return out
+        return out, finite

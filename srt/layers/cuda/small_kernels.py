@@ -105,21 +105,28 @@ def block_max_kernel(
     columns = block * BLOCK + tl.arange(0, BLOCK)
     inside = columns < SIZE
     own = tl.load(logits + row * stride + columns, mask=inside, other=-float("inf")).to(tl.float32)
+    finite = tl.min(((own == own) & (tl.abs(own) < float("inf")) | ~inside).to(tl.int32), axis=0)
+    own = tl.where(own == own, own, -float("inf"))
     best = tl.max(own, axis=0)
     at = row * tl.num_programs(1) + block
     tl.store(values + at, best)
-    tl.store(places + at, tl.min(tl.where(inside & (own == best), columns, SIZE - 1), axis=0))
+    # A block with a logit that is not finite says so by a place that is none.
+    place = tl.min(tl.where(inside & (own == best), columns, SIZE - 1), axis=0)
+    tl.store(places + at, tl.where(finite == 1, place, -1 - place))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def row_max_kernel(
-    values: tl.tensor, places: tl.tensor, out: tl.tensor, COUNT: tl.constexpr, BLOCK: tl.constexpr
+    values: tl.tensor, places: tl.tensor, out: tl.tensor, finite: tl.tensor, COUNT: tl.constexpr, BLOCK: tl.constexpr
 ) -> None:
-    """Where the largest of a row's blocks has its largest logit, the first one among equals."""
+    """Where the largest of a row's blocks has its largest logit, the first one among equals; and whether all are
+    finite."""
     row = tl.program_id(0).to(tl.int64)
     blocks = tl.arange(0, BLOCK)
     inside = blocks < COUNT
     own = tl.load(values + row * COUNT + blocks, mask=inside, other=-float("inf"))
-    place = tl.load(places + row * COUNT + blocks, mask=inside, other=2147483647)
+    told = tl.load(places + row * COUNT + blocks, mask=inside, other=2147483647)
+    tl.store(finite + row, tl.min((told >= 0).to(tl.int32), axis=0))
+    place = tl.where(told >= 0, told, -1 - told)
     best = tl.max(own, axis=0)
     tl.store(out + row, tl.min(tl.where(own == best, place, 2147483647), axis=0).to(tl.int64))

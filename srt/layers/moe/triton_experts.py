@@ -12,6 +12,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from srt.layers.cuda.linear import TritonLinear
+from srt.layers.cuda.ops import TritonOps
 from srt.layers.gpu import Gpu
 from srt.layers.moe import triton_dispatch as dispatch
 from srt.layers.moe import triton_kernels as kernels
@@ -99,6 +101,7 @@ class TritonExperts(PlainShared):
     def __init__(self, weights: WeightFormat, gpu: Gpu | None) -> None:
         self.weights = weights
         self._gpu = gpu
+        self._linear, self._ops = TritonLinear(gpu), TritonOps()
         self._hopper = gpu is not None and gpu.capability[0] == HOPPER
         self._kind = KINDS[weights.name]
         self.width_multiple = COLUMNS if self._kind == NVFP4 else 1
@@ -133,6 +136,11 @@ class TritonExperts(PlainShared):
     def run_with_shared(self, hidden: Tensor, choice: Choice, experts: PackedExperts, shared: PackedExperts) -> Tensor:
         pairs = self._pairs(hidden, choice, experts)
         return self._combine(pairs, choice, experts.shape, self.run_shared(hidden, shared))
+
+    def run_shared(self, hidden: Tensor, shared: PackedExperts) -> Tensor:
+        """[T, H] -> [T, H]."""
+        gate_up = self._linear.product(hidden, shared.tensors["gate_up"])
+        return self._linear.product(self._ops.gated_silu(gate_up, shared.shape.limit), shared.tensors["down"])
 
     def _pairs(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         """Every chosen expert's output: [T, H] -> [T * K, H]; rows of experts elsewhere are not written."""

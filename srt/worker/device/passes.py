@@ -17,7 +17,7 @@ from srt.models.contract import LanguageModel
 from srt.worker.device.layout import Layout
 from srt.worker.device.mtp import DeviceProposer
 from srt.worker.device.rows import DeviceOutcome, DeviceRows, DeviceStep
-from srt.worker.device.sampler import Bans, Draws, fault_of, sample
+from srt.worker.device.sampler import Bans, Draws, sample
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,16 @@ class Passes:
 
     def take_largest(self, passed: Passed) -> DeviceOutcome:
         """Every row that samples takes the largest logit."""
-        step = passed.step
-        if not len(step.layout.wanted):
-            return self.rows.end(step, step.layout.wanted, step.fault)
-        return self.rows.end(step, self._ops.sample_greedy(passed.logits), step.fault + fault_of(passed.logits))
+        step, wanted = passed.step, passed.step.layout.wanted
+        if not len(wanted):
+            return self.rows.end(step, wanted, wanted)
+        return self.rows.end(step, *self._ops.largest(passed.logits))
 
     def draw(self, passed: Passed, draws: Draws | None, bans: Bans | None) -> DeviceOutcome:
         """Rows that sample draw, or take the largest logit that they may."""
         step, layout = passed.step, passed.step.layout
-        fault = step.fault + fault_of(passed.logits)
         positions = step.known[layout.wanted_rows] + layout.wanted_offsets
-        return self.rows.end(step, sample(passed.logits, positions, draws, bans, self._ops), fault)
+        return self.rows.end(step, *sample(passed.logits, positions, draws, bans, self._ops))
 
     def guess(self, outcome: DeviceOutcome, passed: Passed) -> None:
         """Guess behind a step."""

@@ -71,26 +71,26 @@ class DeviceRows:
         pages = -(-context_length // page_size)
         self.device, self.page_size = device, page_size
         self.nobody = rows
-        self._context_length, self._groups = context_length, groups
-        self._counts = torch.zeros(rows + 1, 3, dtype=torch.int64, device=device)
+        self.context_length = context_length
+        self.state = torch.zeros(rows + 1, 3, dtype=torch.int64, device=device)
         self.tokens = torch.zeros(rows + 1, context_length + 1 + drafts, dtype=torch.int32, device=device)
         self.tables = torch.zeros(groups, rows + 1, pages, dtype=torch.int32, device=device)
-        self._counts[rows, 1] = 1
+        self.state[rows, 1] = 1
 
     @property
     def computed(self) -> Tensor:
         """[rows + 1]: tokens that have KV."""
-        return self._counts[:, 0]
+        return self.state[:, 0]
 
     @property
     def known(self) -> Tensor:
         """[rows + 1]: tokens that are there; guesses lie behind them."""
-        return self._counts[:, 1]
+        return self.state[:, 1]
 
     @property
     def guessed(self) -> Tensor:
         """[rows + 1]: guesses."""
-        return self._counts[:, 2]
+        return self.state[:, 2]
 
     # --- what plans write ---------------------------------------------------------------------------------
 
@@ -110,10 +110,10 @@ class DeviceRows:
         for start, size in zip(starts, sizes, strict=True):
             if start.row >= self.nobody:
                 raise ProcessLost(f"row {start.row} starts; there are {self.nobody}")
-            if not start.computed < size <= self._context_length:
+            if not start.computed < size <= self.context_length:
                 raise ProcessLost(
                     f"row {start.row} starts with {size} tokens, {start.computed} computed; "
-                    f"it can hold {self._context_length}"
+                    f"it can hold {self.context_length}"
                 )
         numbers = np.array([start.row for start in starts])
         computed = np.array([start.computed for start in starts])
@@ -127,7 +127,7 @@ class DeviceRows:
             ],
             self.device,
         )
-        self._counts[rows] = counts.view(-1, 3)
+        self.state[rows] = counts.view(-1, 3)
         self.tables[:, rows] = 0
         self.tokens[token_rows, places] = ids.int()
 
@@ -150,7 +150,7 @@ class DeviceRows:
     def begin(self, layout: Layout) -> DeviceStep:
         """What a layout means now."""
         rows, emits = layout.rows, layout.emits
-        counts = self._counts[rows]
+        counts = self.state[rows]
         starts, known = counts[:, 0], counts[:, 1]
         sure = starts + layout.counts
         wrong = (sure > known).any() | (sure[emits] != known[emits]).any()
@@ -167,7 +167,7 @@ class DeviceRows:
         token_rows = rows[at]
         positions = starts[at] + layout.offsets
         valid = positions >= valid_from[at]
-        positions = positions.clamp(0, self._context_length - 1)
+        positions = positions.clamp(0, self.context_length - 1)
         pages = self.tables[:, token_rows, positions // self.page_size].long()
         slots = (pages * self.page_size + positions % self.page_size) * valid
         return ForwardBatch(
@@ -193,10 +193,10 @@ class DeviceRows:
 
     # --- what a step leaves -------------------------------------------------------------------------------
 
-    def end(self, step: DeviceStep, sampled: Tensor, fault: Tensor) -> DeviceOutcome:
+    def end(self, step: DeviceStep, sampled: Tensor, finite: Tensor) -> DeviceOutcome:
         """A step is done: what its emitting rows sampled are their next tokens, as far as the guesses agreed.
 
-        `sampled` [L] has one token for each wanted logits; `fault` [] is the fault word so far.
+        `sampled` [L] has one token for each wanted logits; `finite` [L] int32 is 0 where one of them is not a number.
         """
         layout, known = step.layout, step.known
         emitting = step.emitting
@@ -205,11 +205,12 @@ class DeviceRows:
         self.tokens[emitting, known + right] = new.int()
         accepted = torch.zeros_like(step.starts).index_put_((layout.emits,), right)
         computed = step.starts + layout.counts + accepted
-        after = self._counts[layout.rows, 1].index_put_((layout.emits,), known + right + 1)
+        after = self.state[layout.rows, 1].index_put_((layout.emits,), known + right + 1)
         state = torch.stack([computed, after, torch.zeros_like(after)], dim=1)
         # The row that belongs to nobody stands still, however often it is in the batch.
         mine = (layout.rows != self.nobody)[:, None]
-        self._counts[layout.rows] = torch.where(mine, state, self._counts[layout.rows])
+        self.state[layout.rows] = torch.where(mine, state, self.state[layout.rows])
+        fault = step.fault + (finite == 0).any().long() * NOT_FINITE
         report = torch.cat([sampled, right + 1, step.drafted, fault[None]])
         return DeviceOutcome(step, computed, after, accepted, report)
 
@@ -226,5 +227,5 @@ class DeviceRows:
 
     def guess(self, rows: Tensor, offset: int, tokens: Tensor) -> None:
         """Put a guess for each of `rows` behind its known tokens and the `offset` guesses that are there."""
-        self.tokens[rows, self._counts[rows, 1] + offset] = tokens.int()
-        self._counts[rows, 2] = offset + 1
+        self.tokens[rows, self.state[rows, 1] + offset] = tokens.int()
+        self.state[rows, 2] = offset + 1

@@ -17,7 +17,6 @@ from torch import Tensor
 from srt.layers.ops import Ops
 from srt.messages import RowStart, SamplingSpec
 from srt.worker.device.layout import Ints, offsets_within, upload
-from srt.worker.device.rows import NOT_FINITE
 from srt.worker.sampler import BLOCK, GREEDY_BELOW
 
 PLAIN: Final = SamplingSpec(temperature=0.0)
@@ -100,24 +99,22 @@ class RowSampling:
         return Bans(*upload([np.array(at), np.array(ids), np.array(until)], self._device)) if at else None
 
 
-def fault_of(logits: Tensor) -> Tensor:
-    """[] int64: `NOT_FINITE` if any logit [L, V] is not finite."""
-    # One number for all: anything that is not finite makes their sum so.
-    return (~logits.sum(dtype=torch.float32).isfinite()).long() * NOT_FINITE
+def sample(
+    logits: Tensor, positions: Tensor, draws: Draws | None, bans: Bans | None, ops: Ops
+) -> tuple[Tensor, Tensor]:
+    """One token for each of the wanted logits [L, V]: (tokens [L] int64, [L] int32, 0 where logits are not finite).
 
-
-def sample(logits: Tensor, positions: Tensor, draws: Draws | None, bans: Bans | None, ops: Ops) -> Tensor:
-    """One token for each of the wanted logits [L, V] -> [L] int64; those that nothing is drawn from take the largest.
-
-    `positions` [L]: of the tokens to sample. `logits` may be overwritten.
+    Those that nothing is drawn from take the largest. `positions` [L]: of the tokens to sample. `logits` may be
+    overwritten.
     """
+    tokens, finite = ops.largest(logits)
     if bans is not None:
         old = logits[bans.at, bans.ids]
         logits[bans.at, bans.ids] = torch.where(positions[bans.at] < bans.until, -torch.inf, old)
-    tokens = ops.sample_greedy(logits)
+        tokens = ops.sample_greedy(logits)
     if draws is None:
-        return tokens
-    return tokens.index_copy(0, draws.at, draw(logits[draws.at].float(), positions[draws.at], draws))
+        return tokens, finite
+    return tokens.index_copy(0, draws.at, draw(logits[draws.at].float(), positions[draws.at], draws)), finite
 
 
 def draw(logits: Tensor, positions: Tensor, draws: Draws) -> Tensor:

@@ -73,6 +73,16 @@ def test_the_largest_logit_wins_and_the_lowest_id_among_equals(size: int) -> Non
     assert TritonOps().sample_greedy(flat).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_rows_with_a_logit_that_is_not_finite_are_told(bad: float) -> None:
+    logits = random(3, 5000)
+    logits[1, 4500] = bad
+    for ops in (TritonOps(), TorchOps()):
+        tokens, finite = ops.largest(logits)
+        assert finite.tolist() == [1, 0, 1]
+        assert tokens[[0, 2]].tolist() == logits[[0, 2]].argmax(dim=-1).tolist()
+
+
 def test_empty_batches_are_empty() -> None:
     ops = TritonOps()
     assert ops.rms_norm(random(0, 64), random(64), 1e-5).shape == (0, 64)
