@@ -27,7 +27,9 @@ from srt.configs.models import checkpoint_directory, read_facts
 from srt.configs.plan import RuntimePlan
 from srt.configs.resolve import resolve
 from srt.configs.server import ServerConfig
+from srt.layers.gpu import current_gpu
 from srt.messages import PageUpdate, RowStart, SamplingSpec, StepPlan
+from srt.worker.device.runner import DeviceRunner
 from srt.worker.startup import DTYPES, Pick, Started, pick_backends, start
 from srt.worker.startup import Engine as Worker
 
@@ -172,7 +174,7 @@ def bring_up(args: argparse.Namespace, directory: Path) -> tuple[RuntimePlan, St
     if device.device == "cuda":
         picks = pick_backends("cuda", DTYPES[plan.dtype], plan.worker_threads)
         if args.preset:
-            picks = replace(picks, ops=Pick("benchmarks.uniform:UniformOps", "experts evenly chosen"))
+            picks = replace(picks, ops=Pick("benchmarks.uniform:UniformOps", "experts evenly chosen", (current_gpu(),)))
         if args.eager:
             picks = replace(picks, engine=Pick("device", "--eager"))
     started = start(plan, directory, 0, lambda done, total: None, picks)
@@ -185,6 +187,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as rundir:
         plan, started, took_s = bring_up(args, Path(rundir))
     recording = time.perf_counter()
+    if isinstance(started.runner, DeviceRunner) and started.runner.graphs is not None and args.batch:
+        started.runner.graphs.keep(args.batch)
     while started.runner.unprepared:
         started.runner.prepare()
     rows = [("dtype, threads", f"{plan.dtype}, {plan.worker_threads}"), ("start", f"{took_s:.1f} s")]

@@ -147,8 +147,9 @@ def _gpu_backends(picks: Picks) -> Picks:
     """Triton kernels where Triton is there, and graphs of them."""
     if importlib.util.find_spec("triton") is None:
         return replace(picks, engine=Pick("device", "rows and samples stay on the GPU; Triton is not installed"))
-    triton = Pick("triton", "compiled for this GPU")
-    linear = Pick("triton", "for few tokens, cuBLAS for many", (current_gpu(),))
+    gpu = current_gpu()
+    triton = Pick("triton", "compiled for this GPU", (gpu,))
+    linear = Pick("triton", "for few tokens, cuBLAS for many", (gpu,))
     engine = Pick("graphs", "rows and samples stay on the GPU; decodes are recorded while the server is idle")
     return Picks(triton, linear, triton, picks.experts, engine)
 

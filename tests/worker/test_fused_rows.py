@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from srt.messages import PageUpdate, RowStart, SamplingSpec, StepPlan
+from srt.worker.device import fused_rows
 from srt.worker.device.fused_rows import FusedRows
 from srt.worker.device.layout import layout_of_plan
 from srt.worker.device.rows import DeviceRows
@@ -57,13 +58,16 @@ PLANS = {
     "mixed": StepPlan(2, [2, 4, 1], [1, 3, 1], [True, False, True]),
     "decodes": StepPlan(2, [1, 2], [1, 1], [True, True]),
     "guesses": StepPlan(2, [1, 2], [1, 1], [True, True], drafts=[3, 3]),
+    "prompts": StepPlan(2, [4, 1], [5, 1], [True, True]),
     "wrong": StepPlan(2, [1, 4], [2, 1], [True, True]),
 }
 
 
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("right", [0, 2, 3])
-def test_one_kernel_does_what_the_plain_rows_do(name: str, right: int) -> None:
+def test_one_kernel_does_what_the_plain_rows_do(name: str, right: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "prompts":
+        monkeypatch.setattr(fused_rows, "MOST_TOKENS", 4)
     outcomes, steps, kinds = [], [], both()
     for rows in kinds:
         layout = layout_of_plan(PLANS[name], DEVICE)

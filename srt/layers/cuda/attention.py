@@ -16,6 +16,8 @@ from torch import Tensor
 from srt.layers.attention.contract import AttentionSpec
 from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.cuda import attention_kernels as kernels
+from srt.layers.cuda.launch import Launch
+from srt.layers.gpu import Gpu
 from srt.layers.quant.codes import E4M3
 
 STORE_HEADS: Final = 16
@@ -39,7 +41,8 @@ class _Tiles:
 class TritonAttention:
     """`AttentionBackend` for one GPU. Grids follow from the shape of the batch alone, so they may be recorded."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: Gpu | None = None) -> None:
+        self._launch = Launch(gpu)
         self._tiles: dict[int, _Tiles] = {}
         self._table_rows = torch.empty(0, dtype=torch.int64)
         self._longest = 1
@@ -58,7 +61,7 @@ class TritonAttention:
             qkv, qkv.stride(0), batch.positions, batch.slots[spec.group], spec.rope, spec.q_norm, spec.k_norm,
             spec.k_scale, spec.v_scale, q, kv.k, kv.v, spec.eps,
             Q_HEADS=spec.q_heads, KV_HEADS=spec.kv_heads, SIZE=spec.head_dim, ROTARY=spec.rotary_dim,
-            CODED=kv.k.dtype == E4M3, HEADS=STORE_HEADS,
+            CODED=kv.k.dtype == E4M3, HEADS=STORE_HEADS, **self._launch,
         )  # fmt: skip
         return q
 
@@ -82,12 +85,12 @@ class TritonAttention:
             spec.scale,
             Q_HEADS=spec.q_heads, KV_HEADS=spec.kv_heads, SIZE=spec.head_dim, WINDOW=spec.window or 0,
             PAGE=batch.page_size, CODED=kv.k.dtype == E4M3, RAGGED=ragged, PARTS=parts, LINES=lines, KEYS=KEYS,
-            num_warps=8 if ragged else 4, num_stages=2,
+            num_warps=8 if ragged else 4, num_stages=2, **self._launch,
         )  # fmt: skip
         if parts > 1:
             kernels.combine_kernel[tokens, spec.q_heads](
                 part_out, part_sums, gates, gates.stride(0), out,
-                Q_HEADS=spec.q_heads, SIZE=spec.head_dim, PARTS=parts, num_warps=2,
+                Q_HEADS=spec.q_heads, SIZE=spec.head_dim, PARTS=parts, num_warps=2, **self._launch,
             )  # fmt: skip
         return out
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from srt.layers.cuda.launch import take_over
+
 LOG2E = tl.constexpr(1.4426950408889634)
 E4M3_MAX = tl.constexpr(448.0)
 
@@ -18,7 +20,7 @@ def store_kernel(
     qkv: tl.tensor, stride: tl.tensor, positions: tl.tensor, slots: tl.tensor, rope: tl.tensor, q_norm: tl.tensor,
     k_norm: tl.tensor, k_scale: tl.tensor, v_scale: tl.tensor, q: tl.tensor, keys: tl.tensor, values: tl.tensor,
     eps: tl.tensor, Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr, ROTARY: tl.constexpr,
-    CODED: tl.constexpr, HEADS: tl.constexpr,
+    CODED: tl.constexpr, HEADS: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """Some heads of one token: q and k normalised and rotated, q to `q`, k and v to their slot."""
     token = tl.program_id(0).to(tl.int64)
@@ -29,6 +31,7 @@ def store_kernel(
     is_v = (heads >= Q_HEADS + KV_HEADS) & (heads < Q_HEADS + 2 * KV_HEADS)
     there = (is_q | is_k | is_v)[:, None]
     source = qkv + token * stride + heads[:, None] * SIZE
+    take_over(PDL)
     x = tl.load(source + columns[None, :], mask=there, other=0.0)
     wide = x.to(tl.float32)
     half: tl.constexpr = ROTARY // 2
@@ -99,12 +102,13 @@ def attend_kernel(
     kv_lens: tl.tensor, table: tl.tensor, table_stride: tl.tensor, table_rows: tl.tensor, k_scale: tl.tensor,
     v_scale: tl.tensor, scale: tl.tensor, Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr,
     WINDOW: tl.constexpr, PAGE: tl.constexpr, CODED: tl.constexpr, RAGGED: tl.constexpr, PARTS: tl.constexpr,
-    LINES: tl.constexpr, KEYS: tl.constexpr,
+    LINES: tl.constexpr, KEYS: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """A few tokens of one row, the query heads of one key head, one part of the keys that they see."""
     GROUP: tl.constexpr = Q_HEADS // KV_HEADS
     TOKENS: tl.constexpr = LINES // GROUP
     head, part = tl.program_id(1), tl.program_id(2)
+    take_over(PDL)
     row, first = tl.program_id(0), 0
     if RAGGED:
         row, first = tl.load(block_row + tl.program_id(0)), tl.load(block_first + tl.program_id(0))
@@ -156,12 +160,13 @@ def attend_kernel(
 @triton.jit  # type: ignore[untyped-decorator]
 def combine_kernel(
     part_out: tl.tensor, part_sums: tl.tensor, gates: tl.tensor, gate_stride: tl.tensor, out: tl.tensor,
-    Q_HEADS: tl.constexpr, SIZE: tl.constexpr, PARTS: tl.constexpr,
+    Q_HEADS: tl.constexpr, SIZE: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """One head of one token: its parts weighed by their sums, times the sigmoid of its gate."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     parts, columns = tl.arange(0, PARTS), tl.arange(0, SIZE)
     place = (token * Q_HEADS + head) * PARTS + parts
+    take_over(PDL)
     largest, sums = tl.load(part_sums + place * 2), tl.load(part_sums + place * 2 + 1)
     most = tl.max(largest, axis=0)
     weight = tl.exp2(largest - tl.where(most == -float("inf"), 0.0, most))

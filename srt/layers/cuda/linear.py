@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from srt.layers.cuda import linear_kernels as kernels
+from srt.layers.cuda.launch import Launch
 from srt.layers.gpu import Gpu
 from srt.layers.linear import PackedLinear
 
-FIRST_PDL: Final = (9, 0)
-"""Least compute capability that lets a kernel begin before the one before it has ended."""
 NARROW: Final = (torch.bfloat16, torch.float16)
 
 
@@ -49,7 +48,7 @@ class TritonLinear:
     """`LinearFormat` for one GPU."""
 
     def __init__(self, gpu: Gpu | None) -> None:
-        self._pdl = gpu is not None and gpu.capability >= FIRST_PDL
+        self._launch = Launch(gpu)
 
     def pack(self, weight: Tensor) -> PackedLinear:
         return PackedLinear(weight.contiguous(), *weight.shape)
@@ -64,16 +63,15 @@ class TritonLinear:
         if tile is None:
             return functional.linear(x, weight)
         out = torch.empty(count, outputs, dtype=x.dtype, device=x.device)
-        pdl = {"launch_pdl": True} if self._pdl else {}
         if count == 1:
             kernels.vector_kernel[triton.cdiv(outputs, tile.rows),](
-                x, weight, out, outputs, K=inputs, ROWS=tile.rows, STEP=tile.step, PDL=self._pdl,
-                num_warps=tile.warps, **pdl,
+                x, weight, out, outputs, K=inputs, ROWS=tile.rows, STEP=tile.step,
+                num_warps=tile.warps, **self._launch,
             )  # fmt: skip
         else:
             kernels.rows_kernel[triton.cdiv(outputs, tile.rows),](
                 x, x.stride(0), weight, out, count, outputs, K=inputs,
                 COUNT=max(16, triton.next_power_of_2(count)), ROWS=tile.rows, STEP=tile.step, STAGES=tile.stages,
-                PDL=self._pdl, num_warps=tile.warps, **pdl,
+                num_warps=tile.warps, **self._launch,
             )  # fmt: skip
         return out

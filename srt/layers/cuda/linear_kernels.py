@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from srt.layers.cuda.launch import take_over
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -22,15 +23,12 @@ def vector_kernel(
     columns = tl.arange(0, STEP)
     own = weight + tl.where(live, row, 0).to(tl.int64)[:, None] * K + columns[None, :]
     first = tl.load(own, mask=(columns < K)[None, :], other=0.0)
-    if PDL:
-        gdc_wait()
+    take_over(PDL)
     total = first.to(tl.float32) * tl.load(x + columns, mask=columns < K, other=0.0).to(tl.float32)[None, :]
     for k in range(STEP, K, STEP):
         within = k + columns < K
         w = tl.load(own + k, mask=within[None, :], other=0.0).to(tl.float32)
         total += w * tl.load(x + k + columns, mask=within, other=0.0).to(tl.float32)[None, :]
-    if PDL:
-        gdc_launch_dependents()
     tl.store(out + row, tl.sum(total, axis=1).to(out.dtype.element_ty), mask=live)
 
 
@@ -46,11 +44,8 @@ def rows_kernel(
     own = weight + tl.where(live, row, 0).to(tl.int64)[None, :] * K + columns[:, None]
     given = x + m[:, None] * x_stride + columns[None, :]
     total = tl.zeros((COUNT, ROWS), tl.float32)
-    if PDL:
-        gdc_wait()
+    take_over(PDL)
     for k in tl.range(0, K, STEP, num_stages=STAGES):
         total = tl.dot(tl.load(given + k, mask=there[:, None], other=0.0), tl.load(own + k), total)
-    if PDL:
-        gdc_launch_dependents()
     target = out + m[:, None].to(tl.int64) * outputs + row[None, :]
     tl.store(target, total.to(out.dtype.element_ty), mask=there[:, None] & live[None, :])

@@ -9,6 +9,8 @@ import triton
 from torch import Tensor
 
 from srt.layers.cuda import small_kernels as kernels
+from srt.layers.cuda.launch import Launch
+from srt.layers.gpu import Gpu
 from srt.layers.ops import Choice
 
 ACTIVATION_COLUMNS: Final = 1024
@@ -23,6 +25,9 @@ LONG_STEP: Final = 512
 
 class TritonOps:
     """`Ops` for float32, bfloat16 and float16 on a GPU. Nothing here waits for it."""
+
+    def __init__(self, gpu: Gpu | None = None) -> None:
+        self._launch = Launch(gpu)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._norm(x, None, weight, eps)[0]
@@ -40,6 +45,7 @@ class TritonOps:
             kernels.norm_kernel[rows,](
                 x, x.stride(0), other, other.stride(0), weight, total, out, eps,
                 SIZE=size, BLOCK=block, ADD=residual is not None, num_warps=max(1, min(16, block // 512)),
+                **self._launch,
             )  # fmt: skip
         return out, total
 
@@ -49,7 +55,7 @@ class TritonOps:
         if rows:
             kernels.gated_silu_kernel[rows, triton.cdiv(width, ACTIVATION_COLUMNS)](
                 gate_up, gate_up.stride(0), out, limit or 0.0,
-                WIDTH=width, CLAMP=limit is not None, BLOCK=ACTIVATION_COLUMNS,
+                WIDTH=width, CLAMP=limit is not None, BLOCK=ACTIVATION_COLUMNS, **self._launch,
             )  # fmt: skip
         return out
 
@@ -70,12 +76,12 @@ class TritonOps:
         partial = torch.empty(shares, tokens, experts, dtype=torch.float32, device=x.device)
         kernels.router_logits_kernel[triton.cdiv(tokens, rows), triton.cdiv(experts, columns), shares](
             x, x.stride(0), packed, partial, tokens,
-            SIZE=size, EXPERTS=experts, SHARE=share, ROWS=rows, COLUMNS=columns, STEP=step,
+            SIZE=size, EXPERTS=experts, SHARE=share, ROWS=rows, COLUMNS=columns, STEP=step, **self._launch,
         )  # fmt: skip
         kernels.choose_kernel[tokens,](
             partial, bias, ids, weights, tokens, factor,
             EXPERTS=experts, BLOCK=triton.next_power_of_2(experts), SHARES=shares, TOP_K=top_k,
-            PADDED_K=triton.next_power_of_2(top_k), num_warps=1,
+            PADDED_K=triton.next_power_of_2(top_k), num_warps=1, **self._launch,
         )  # fmt: skip
         return Choice(ids, weights)
 
@@ -91,9 +97,16 @@ class TritonOps:
             values = torch.empty(rows, blocks, dtype=torch.float32, device=logits.device)
             places = torch.empty(rows, blocks, dtype=torch.int32, device=logits.device)
             kernels.block_max_kernel[rows, blocks](
-                logits, logits.stride(0), values, places, SIZE=size, BLOCK=LOGIT_COLUMNS, num_warps=8
+                logits, logits.stride(0), values, places, SIZE=size, BLOCK=LOGIT_COLUMNS, num_warps=8, **self._launch
             )
             kernels.row_max_kernel[rows,](
-                values, places, out, finite, COUNT=blocks, BLOCK=triton.next_power_of_2(blocks), num_warps=1
+                values,
+                places,
+                out,
+                finite,
+                COUNT=blocks,
+                BLOCK=triton.next_power_of_2(blocks),
+                num_warps=1,
+                **self._launch,
             )
         return out, finite

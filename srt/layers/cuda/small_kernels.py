@@ -5,17 +5,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from srt.layers.cuda.launch import take_over
+
 
 @triton.jit  # type: ignore[untyped-decorator]
 def norm_kernel(
     x: tl.tensor, x_stride: tl.tensor, residual: tl.tensor, residual_stride: tl.tensor, weight: tl.tensor,
     total: tl.tensor, out: tl.tensor, eps: tl.tensor, SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """One row: out = s / rms(s) * (1 + weight) for s = x, or for s = x + residual, which goes to `total`."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < SIZE
     gain = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    take_over(PDL)
     wide = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         wide += tl.load(residual + row * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
@@ -29,12 +33,13 @@ def norm_kernel(
 @triton.jit  # type: ignore[untyped-decorator]
 def gated_silu_kernel(
     gate_up: tl.tensor, stride: tl.tensor, out: tl.tensor, limit: tl.tensor, WIDTH: tl.constexpr, CLAMP: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """min(silu(gate), limit) * clamp(up, -limit, limit) for some columns of a row."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < WIDTH
+    take_over(PDL)
     gate = tl.load(gate_up + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * stride + WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
     activated = gate / (1.0 + tl.exp(-gate))
@@ -48,12 +53,14 @@ def gated_silu_kernel(
 def router_logits_kernel(
     x: tl.tensor, x_stride: tl.tensor, weight: tl.tensor, partial: tl.tensor, tokens: tl.tensor, SIZE: tl.constexpr,
     EXPERTS: tl.constexpr, SHARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """partial[s] = x[:, share s] weight[:, share s]^T: a block of tokens by a block of experts over one share of K."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     share = tl.program_id(2)
     live, inside = rows < tokens, columns < EXPERTS
+    take_over(PDL)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for k in range(0, SHARE, STEP):
         steps = share * SHARE + k + tl.arange(0, STEP)
@@ -71,11 +78,13 @@ def router_logits_kernel(
 def choose_kernel(
     partial: tl.tensor, bias: tl.tensor, ids: tl.tensor, weights: tl.tensor, tokens: tl.tensor, factor: tl.tensor,
     EXPERTS: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr, TOP_K: tl.constexpr, PADDED_K: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """The experts of one token: largest sigmoid(logit) + bias, the lowest number among equals."""
     token = tl.program_id(0).to(tl.int64)
     experts = tl.arange(0, BLOCK)
     inside = experts < EXPERTS
+    take_over(PDL)
     logit = tl.zeros((BLOCK,), tl.float32)
     for share in tl.static_range(SHARES):
         logit += tl.load(partial + (share * tokens + token) * EXPERTS + experts, mask=inside, other=0.0)
@@ -99,11 +108,13 @@ def choose_kernel(
 @triton.jit  # type: ignore[untyped-decorator]
 def block_max_kernel(
     logits: tl.tensor, stride: tl.tensor, values: tl.tensor, places: tl.tensor, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """The largest logit of each block of a row, and the first place where it stands."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     columns = block * BLOCK + tl.arange(0, BLOCK)
     inside = columns < SIZE
+    take_over(PDL)
     own = tl.load(logits + row * stride + columns, mask=inside, other=-float("inf")).to(tl.float32)
     finite = tl.min(((own == own) & (tl.abs(own) < float("inf")) | ~inside).to(tl.int32), axis=0)
     own = tl.where(own == own, own, -float("inf"))
@@ -117,13 +128,20 @@ def block_max_kernel(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def row_max_kernel(
-    values: tl.tensor, places: tl.tensor, out: tl.tensor, finite: tl.tensor, COUNT: tl.constexpr, BLOCK: tl.constexpr
-) -> None:
+    values: tl.tensor,
+    places: tl.tensor,
+    out: tl.tensor,
+    finite: tl.tensor,
+    COUNT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+) -> None:  # fmt: skip
     """Where the largest of a row's blocks has its largest logit, the first one among equals; and whether all are
     finite."""
     row = tl.program_id(0).to(tl.int64)
     blocks = tl.arange(0, BLOCK)
     inside = blocks < COUNT
+    take_over(PDL)
     own = tl.load(values + row * COUNT + blocks, mask=inside, other=-float("inf"))
     told = tl.load(places + row * COUNT + blocks, mask=inside, other=2147483647)
     tl.store(finite + row, tl.min((told >= 0).to(tl.int32), axis=0))

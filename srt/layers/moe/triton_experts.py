@@ -101,7 +101,7 @@ class TritonExperts(PlainShared):
     def __init__(self, weights: WeightFormat, gpu: Gpu | None) -> None:
         self.weights = weights
         self._gpu = gpu
-        self._linear, self._ops = TritonLinear(gpu), TritonOps()
+        self._linear, self._ops = TritonLinear(gpu), TritonOps(gpu)
         self._hopper = gpu is not None and gpu.capability[0] == HOPPER
         self._kind = KINDS[weights.name]
         self.width_multiple = COLUMNS if self._kind == NVFP4 else 1

@@ -6,7 +6,7 @@ is filled up with nobody where the plan has fewer. What it leaves is read from t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -58,6 +58,10 @@ class Graphs:
     def left(self) -> int:
         """Records that are still to be made."""
         return len(self._left)
+
+    def keep(self, sizes: Container[int]) -> None:
+        """Make no more records but those for these numbers of rows."""
+        self._left = [shape for shape in self._left if shape[0] in sizes]
 
     def find(self, plan: StepPlan) -> Record | None:
         """The record for a plan, its rows loaded; None if there is none."""

@@ -151,7 +151,7 @@ class DeviceRows:
         """What a layout means now."""
         rows, emits = layout.rows, layout.emits
         counts = self.state[rows]
-        starts, known = counts[:, 0], counts[:, 1]
+        starts, known = counts[:, 0].contiguous(), counts[:, 1]
         sure = starts + layout.counts
         wrong = (sure > known).any() | (sure[emits] != known[emits]).any()
         drafted = torch.minimum(layout.drafts, counts[emits, 2])
