@@ -22,7 +22,11 @@ from srt.payloads import Finish as Finish
 from srt.payloads import GroupUsage as GroupUsage
 from srt.payloads import ImageSource as ImageSource
 from srt.payloads import ImageSpan as ImageSpan
+from srt.payloads import LogprobParams as LogprobParams
+from srt.payloads import Logprobs as Logprobs
+from srt.payloads import LogprobSpec as LogprobSpec
 from srt.payloads import Message as Message
+from srt.payloads import RowLogprobs as RowLogprobs
 from srt.payloads import SamplingParams as SamplingParams
 from srt.payloads import SamplingSpec as SamplingSpec
 from srt.payloads import SpeculationCounts as SpeculationCounts
@@ -30,6 +34,7 @@ from srt.payloads import StopSpec as StopSpec
 from srt.payloads import TextPrompt as TextPrompt
 from srt.payloads import Timing as Timing
 from srt.payloads import TokenPrompt as TokenPrompt
+from srt.payloads import joined as joined
 
 # --- requests on their way down -------------------------------------------------------------------------
 
@@ -101,6 +106,10 @@ class Emission(Message, frozen=True):
     timing: Timing | None = None
     speculation: SpeculationCounts | None = None
     """Of the request so far; None if it never had guesses to check."""
+    logprobs: Logprobs | None = None
+    """Of `token_ids`, where the request wants them."""
+    prompt_logprobs: Logprobs | None = None
+    """Of the next positions of its prompt."""
 
 
 class Emitted(Message, frozen=True):
@@ -126,6 +135,10 @@ class Delta(Message, frozen=True):
     finish: Finish | None = None
     timing: Timing | None = None
     speculation: SpeculationCounts | None = None
+    logprobs: Logprobs | None = None
+    """Of `token_ids`, where the request wants them."""
+    prompt_logprobs: Logprobs | None = None
+    """Of the next positions of its prompt."""
 
 
 class Deltas(Message, frozen=True):
@@ -310,6 +323,8 @@ class RowStart(Message, frozen=True):
 
     `token_ids`: all tokens known so far (prompt, then what was generated before a retraction), int32 bytes.
     `computed`: how many of them have KV already (prefix hit). `prompt_tokens` splits prompt from generated.
+    `logprobs_from`: the first position of the prompt whose log probability is still wanted, at least `computed` + 1;
+    None if none is.
     """
 
     row: int
@@ -319,6 +334,7 @@ class RowStart(Message, frozen=True):
     sampling: SamplingSpec
     images: tuple[ImageSpan, ...] = ()
     """Those that reach beyond `computed`."""
+    logprobs_from: int | None = None
 
 
 class PageUpdate(Message, frozen=True):
@@ -373,6 +389,8 @@ class StepResult(Message, frozen=True):
     drafted: list[int] = []
     guess_us: int = 0
     """Part of `elapsed_us` that went into guesses for the next step."""
+    logprobs: list[RowLogprobs] = []
+    """Of rows that want them, in plan order."""
 
 
 class WorkerFault(Message, frozen=True):
@@ -386,11 +404,21 @@ class WorkerFault(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """This process can do its work. `facts` are measured values for the start-up table."""
+    """This process can do its work. `facts` are for the start-up table; `memory` is bytes held, by part of the plan."""
 
     role: str
     rank: int = 0
     facts: dict[str, str] = {}
+    memory: dict[str, int] = {}
+
+
+class Phase(Message, frozen=True):
+    """A phase of a process' start is over, at this time of the machine's monotonic clock; the next one begins."""
+
+    role: str
+    rank: int
+    name: str
+    at_s: float
 
 
 class Progress(Message, frozen=True):
@@ -410,7 +438,12 @@ class Fatal(Message, frozen=True):
 
 
 class ServerReady(Message, frozen=True):
-    """Every process has said `Ready`: the API process may take requests. From launch to api."""
+    """Every process has said `Ready`: the API process may take requests. From launch to api.
+
+    `phases`: seconds of each phase of the start, up to the worker that was ready last.
+    """
+
+    phases: dict[str, float] = {}
 
 
 class ServerLost(Message, frozen=True):
@@ -449,4 +482,4 @@ ToScheduler = (
 )
 ToWorker = StepPlan | StartProfile | StopProfile
 ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats | ServerReady | ServerLost
-ToLaunch = Ready | Progress | Fatal
+ToLaunch = Ready | Progress | Phase | Fatal
