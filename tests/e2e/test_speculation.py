@@ -35,6 +35,12 @@ def bodies() -> list[dict[str, Any]]:
                 body |= {"temperature": 0.8, "top_p": 0.9, "top_k": 20, "seed": number, "min_tokens": number % 9}
         if number % 6 == 5:
             body["stop"] = ["1", " a"]
+        if number % 5 == 1:
+            body |= {"frequency_penalty": 0.4, "presence_penalty": 0.3, "repetition_penalty": 1.1}
+        if number % 5 == 2:
+            body |= {"logit_bias": {"50": 3.5, "100": -100.0}, "min_tokens": 12}
+        if number % 3 == 0:
+            body |= {"logprobs": True, "top_logprobs": 3}
         made.append(body)
     return made
 
@@ -46,7 +52,8 @@ def answers(server: Server, asked: list[dict[str, Any]]) -> list[Any]:
         answer = server.request("POST", "/v1/chat/completions", body)
         assert answer.status == 200, answer
         choice = answer.json["choices"][0]
-        return choice["message"]["content"], choice["token_ids"], choice["finish_reason"], choice["matched_stop"]
+        text, ids = choice["message"]["content"], choice["token_ids"]
+        return text, ids, choice["finish_reason"], choice["matched_stop"], choice.get("logprobs")
 
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(ask, asked))
@@ -73,9 +80,13 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_01_06_27_31_answers_are_those_without_guesses(setting: str, plain: list[Any]) -> None:
+def test_01_06_09_27_29_30_31_answers_are_those_without_guesses(setting: str, plain: list[Any]) -> None:
     with Server("--model-path", str(TINY), *SETTINGS[setting]) as server:
-        assert answers(server, bodies()) == plain
+        told = answers(server, bodies())
+        if setting == "two ranks":  # sums over ranks round in another way
+            assert [answer[:4] for answer in told] == [answer[:4] for answer in plain]
+        else:
+            assert told == plain
         assert server.metric("spec_accepted_tokens_total") > 0
         assert server.metric("kv_pages_leaked") == 0
         if setting == "mtp in a tiny pool":

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from srt.distributed import GlooGroup
+from srt.distributed.gloo import GlooGroup
 from tests.support.steps import MTP, Steps, plan_for, random_ids
 
 RANKS = 2
