@@ -3,6 +3,8 @@
     api ──Generate·Cancel·Call──▶ tokenizer ──Admit·Abort·StopMatched·Call──▶ scheduler ──StepPlan·Profile─▶ worker × tp
     api ◀─Deltas·Failed·Reply─── tokenizer ◀─Emitted·Failed·Reply─────────── scheduler ◀─StepResult·Profiled── worker
     image threads of the tokenizer ──ImageMade·ImageRefused──▶ tokenizer
+    grammar threads of the tokenizer ──GrammarStored·GrammarRefused──▶ tokenizer
+    tokenizer ──PrepareGrammar──▶ grammar thread of each worker ──GrammarLoaded──▶ tokenizer
     every process ──Ready·Fatal──▶ launch ──ServerReady·ServerLost──▶ api
 
 Messages are frozen, keyed msgspec structs; the union of an edge is its protocol, decoded by type and closed
@@ -19,6 +21,7 @@ from srt.payloads import ChatPrompt as ChatPrompt
 from srt.payloads import Constraint as Constraint
 from srt.payloads import ConstraintKind as ConstraintKind
 from srt.payloads import Finish as Finish
+from srt.payloads import GrammarSpec as GrammarSpec
 from srt.payloads import GroupUsage as GroupUsage
 from srt.payloads import ImageSource as ImageSource
 from srt.payloads import ImageSpan as ImageSpan
@@ -293,6 +296,38 @@ class ImageRefused(Message, frozen=True):
     text: str
 
 
+# --- grammars that are being made -----------------------------------------------------------------------
+
+
+class GrammarStored(Message, frozen=True):
+    """A constraint is compiled; what came out waits in the file that `key` names."""
+
+    key: bytes
+    data_bytes: int
+    seconds: float
+
+
+class GrammarRefused(Message, frozen=True):
+    """A constraint cannot be obeyed, and why."""
+
+    key: bytes
+    text: str
+
+
+class PrepareGrammar(Message, frozen=True):
+    """Load the compiled grammar of this key beside your steps, and say so."""
+
+    key: bytes
+
+
+class GrammarLoaded(Message, frozen=True):
+    """A worker has loaded a grammar, or says why it cannot."""
+
+    key: bytes
+    rank: int
+    fault: str = ""
+
+
 # --- the step protocol ----------------------------------------------------------------------------------
 
 
@@ -358,6 +393,18 @@ class StepPlan(Message, frozen=True):
     guess: bool = True
 
 
+class RowEnding(Message, frozen=True):
+    """The grammar of a row has come to its end in a step. `at`: the row's place among those that emit.
+
+    Of its new tokens the first `tokens` count: nothing can follow them. With `fault`, nothing could be sampled in the
+    place of the last of them, or must be: the request fails, and this says why.
+    """
+
+    at: int
+    tokens: int
+    fault: str = ""
+
+
 class StepResult(Message, frozen=True):
     """What a step sampled: for each emitting row in plan order, `token_counts[i]` of `token_ids`.
 
@@ -373,6 +420,8 @@ class StepResult(Message, frozen=True):
     drafted: list[int] = []
     guess_us: int = 0
     """Part of `elapsed_us` that went into guesses for the next step."""
+    endings: list[RowEnding] = []
+    """Of rows with a grammar, in plan order."""
 
 
 class WorkerFault(Message, frozen=True):
@@ -430,6 +479,9 @@ ToTokenizer = (
     | StopProfile
     | ImageMade
     | ImageRefused
+    | GrammarStored
+    | GrammarRefused
+    | GrammarLoaded
     | Emitted
     | Failed
     | Done

@@ -14,6 +14,18 @@ class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Base of all messages: immutable, tagged with its class name, defaults are not sent."""
 
 
+class GrammarSpec(Message, frozen=True):
+    """A compiled constraint, as the worker obeys it. `key` names the file that it is in (`srt/grammar/shelf.py`).
+
+    It begins with the answer, or behind the first `after_token` of it; before that, and wherever the grammar cannot
+    end, no id of `stop_ids` is drawn.
+    """
+
+    key: bytes
+    stop_ids: tuple[int, ...] = ()
+    after_token: int | None = None
+
+
 class SamplingSpec(Message, frozen=True):
     """How the worker turns logits into a token. Filters apply in the order top_k, top_p, min_p.
 
@@ -29,6 +41,7 @@ class SamplingSpec(Message, frozen=True):
     seed: int = 0
     min_new_tokens: int = 0
     suppressed_ids: tuple[int, ...] = ()
+    grammar: GrammarSpec | None = None
 
 
 class StopSpec(Message, frozen=True):
@@ -107,6 +120,8 @@ class Constraint(Message, frozen=True):
     text: str = ""
     after_token: int | None = None
     after_thinking: bool = False
+    strict: bool = True
+    """Of a JSON schema: objects have no properties but those it lists, and it says nothing that cannot be enforced."""
 
 
 class SamplingParams(Message, frozen=True):

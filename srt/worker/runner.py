@@ -15,6 +15,7 @@ from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.ops import Ops
 from srt.messages import StepPlan, StepResult
 from srt.models.contract import LanguageModel
+from srt.worker.grammars import NoGrammars, RowGrammars
 from srt.worker.proposer import NoGuesses, Proposer
 from srt.worker.row_images import NoImages, Part, RowImages
 from srt.worker.rows import Outcome, Rows, Step
@@ -32,10 +33,12 @@ class Runner:
         ops: Ops,
         images: RowImages | None = None,
         proposer: Proposer | None = None,
+        grammars: RowGrammars | None = None,
     ) -> None:
         self.model, self.kv, self.rows, self.ops = model, kv, rows, ops
         self.images: RowImages = NoImages() if images is None else images
         self.proposer: Proposer = NoGuesses() if proposer is None else proposer
+        self.grammars: RowGrammars = NoGrammars() if grammars is None else grammars
         self._last_step: int | None = None
 
     def step(self, plan: StepPlan) -> StepResult:
@@ -51,10 +54,12 @@ class Runner:
         with torch.inference_mode():
             self.rows.apply(plan)
             self.images.apply(plan)
+            self.grammars.apply(plan)
             self.proposer.start(plan.starts)
             if not plan.rows:
                 return StepResult(plan.step, [], [], _us_since(started), images=self.images.report())
             outcome, hidden = self._compute(plan)
+            endings = self.grammars.advance(outcome)
             computed = time.perf_counter_ns()
             if plan.guess:
                 self.proposer.propose(outcome, hidden)
@@ -69,6 +74,7 @@ class Runner:
             images=self.images.report(),
             drafted=drafted,
             guess_us=_us_since(computed),
+            endings=endings,
         )
 
     def _compute(self, plan: StepPlan) -> tuple[Outcome, Tensor]:
@@ -79,7 +85,7 @@ class Runner:
         sampled = np.empty(0, np.int64)
         if len(step.emitting):
             logits = self.model.logits(_wanted(hidden, step.batch))
-            sampled = sample(logits, self.rows.sampling(step), self.ops).numpy()
+            sampled = sample(logits, self.rows.sampling(step), self.ops, self.grammars.masks(step)).numpy()
         return self.rows.end(step, sampled), hidden
 
 

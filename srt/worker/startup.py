@@ -17,6 +17,9 @@ from srt.configs.plan import RuntimePlan
 from srt.configs.step3p7 import Step3p7Config
 from srt.distributed import TensorGroup, join_group
 from srt.errors import StartupError
+from srt.grammar.backends import open_backend
+from srt.grammar.contract import GrammarBackend, Vocabulary
+from srt.grammar.shelf import GrammarFiles, Shelf
 from srt.layers.cpu.build import KernelsUnavailable, default_cache
 from srt.layers.cpu.kernels import load_kernels
 from srt.layers.gpu import current_gpu
@@ -31,6 +34,7 @@ from srt.weights.files import RandomWeights, Source
 from srt.weights.load import LoadReport, load
 from srt.weights.rules import RuleBook
 from srt.worker.drafting import build_draft, build_proposer, checkpoint_source, with_draft_layers
+from srt.worker.grammars import MatchedGrammars
 from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
 from srt.worker.row_images import RowImages, TowerImages
@@ -77,6 +81,8 @@ class Started:
 
     runner: Runner
     facts: dict[str, str]
+    shelf: Shelf | None = None
+    """Where the runner finds grammars, to be filled from outside."""
 
 
 def reference_backends(reason: str) -> Picks:
@@ -170,7 +176,21 @@ def start(
             threads=plan.worker_threads,
         )
         row_images = TowerImages(kept, images.image_token_id)
-    return Started(Runner(model, main, rows, tools.ops, row_images, proposer), facts)
+    shelf = open_shelf(plan, rundir)
+    grammars = None if shelf is None else MatchedGrammars(shelf, rows, plan.model.vocab_size)
+    return Started(Runner(model, main, rows, tools.ops, row_images, proposer, grammars), facts, shelf)
+
+
+def open_shelf(plan: RuntimePlan, rundir: Path) -> Shelf | None:
+    """Where grammars are found; None if no constraints are obeyed. The library is not imported yet."""
+    model, name = plan.model, plan.server.grammar_backend
+    if name == "none":
+        return None
+
+    def backend() -> GrammarBackend:
+        return open_backend(name, Vocabulary.read(Path(model.path), model.vocab_size, model.eos_token_ids))
+
+    return Shelf(GrammarFiles(rundir), backend)
 
 
 def load_weights(
