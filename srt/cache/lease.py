@@ -10,15 +10,12 @@ from srt.cache.radix import Node
 class Match(NamedTuple):
     """What the tree has of a sequence. Valid until the cache next changes.
 
-    `path` are the nodes that a row can use, `tokens` what they hold. `tip` is the end of the prefix that is there,
-    `tip_pages` long: beyond `path` only where a drafter's look-ahead holds back the last pages.
+    `path` are the nodes that a row can use, `tokens` how many they hold.
     """
 
     namespace: str
     path: list[Node]
     tokens: int
-    tip: Node | None
-    tip_pages: int
 
 
 class Usage(NamedTuple):
@@ -44,9 +41,11 @@ class Lease:
     `depth` is the length of `path`, the row's way through the tree. `own[g]` counts the pages of the table that are
     not the tree's. `source` are the tokens known at the start; `promise` names the page of them that the row will
     commit next. `told` is how far the worker knows the tables.
+
+    In groups that only guesses depend on, pages before `shown` are committed, and those of a hit may be missing.
     """
 
-    __slots__ = ("own", "path", "promise", "prompt_pages", "root", "source", "starts", "tables", "told")
+    __slots__ = ("own", "path", "promise", "prompt_pages", "root", "shown", "source", "starts", "tables", "told")
 
     def __init__(self, root: Node, source: bytes, prompt_pages: int, groups: int) -> None:
         self.root = root
@@ -57,6 +56,7 @@ class Lease:
         self.starts = [0] * groups
         self.own = [0] * groups
         self.told = 0
+        self.shown = 0
         self.promise: tuple[Node, bytes] | None = None
 
     @property

@@ -18,9 +18,9 @@ from srt.configs.plan import GroupPlan
 class PrefixCache:
     """Pools, tree and leases of all KV groups.
 
-    `share` False: nothing enters the tree, so nothing is ever found there. A drafter's KV at a position has seen tokens
-    beyond it: the last `hold_back` rows of a sequence are not committed, because that KV may still change, and the
-    last `look_ahead` ones of a match are not used, because the sequence may go on differently.
+    `share` False: nothing enters the tree, so nothing is ever found there. The last `guessing` groups hold KV that only
+    guesses depend on: it changes no hit, and a hit takes of it what is there. At a position it has seen up to
+    `look_ahead` tokens beyond, so while a row runs its pages there are shared so many tokens later than the others.
     """
 
     def __init__(
@@ -29,15 +29,14 @@ class PrefixCache:
         page_size: int,
         *,
         share: bool = True,
+        guessing: int = 0,
         look_ahead: int = 0,
-        hold_back: int = 0,
     ) -> None:
         self.groups = tuple(groups)
         self.page_size = page_size
         self.look_ahead = look_ahead
-        self.hold_back = max(look_ahead, hold_back)
         self.pools = [PagePool(group.pages) for group in groups]
-        self.tree = RadixTree([group.window for group in groups], page_size, self.pools)
+        self.tree = RadixTree([group.window for group in groups], page_size, self.pools, guessing)
         self.leases: set[Lease] = set()
         self.promises: dict[tuple[Node, bytes], Lease] = {}
         self._share = share
@@ -52,15 +51,10 @@ class PrefixCache:
         `token_ids`: int32 little-endian.
         """
         if not self._share:
-            return Match(namespace, [], 0, None, 0)
-        limit = self._pages_to_hit(token_ids)
-        path = self.tree.walk(namespace, token_ids, len(token_ids) // self.tree.key_bytes if self.look_ahead else limit)
+            return Match(namespace, [], 0)
+        path = self.tree.walk(namespace, token_ids, self._pages_to_hit(token_ids))
         del path[self.tree.usable(path, len(path)) :]
-        tip, tip_pages = (path[-1] if path else None), len(path)
-        if self.look_ahead:
-            agreed = max(0, tip_pages * self.page_size - self.look_ahead) // self.page_size
-            del path[self.tree.usable(path, min(agreed, limit)) :]
-        return Match(namespace, path, len(path) * self.page_size, tip, tip_pages)
+        return Match(namespace, path, len(path) * self.page_size)
 
     def _pages_to_hit(self, token_ids: bytes) -> int:
         return (len(token_ids) // 4 - 1) // self.page_size
@@ -71,7 +65,8 @@ class PrefixCache:
 
     def idle_pages(self, match: Match, group: int) -> int:
         """How many of them are evictable now, and will not be any more once the hit is used."""
-        return sum(node.pins[group] == 0 for node in match.path[self._first_hit_page(match, group) :])
+        hit = match.path[self._first_hit_page(match, group) :]
+        return sum(node.pages[group] != NULL_PAGE and node.pins[group] == 0 for node in hit)
 
     def _first_hit_page(self, match: Match, group: int) -> int:
         return 0 if self.tree.windows[group] is None else self._first_page(match.tokens, group)
@@ -90,11 +85,12 @@ class PrefixCache:
         Returns that row's lease and the number of pages it will have in common with `token_ids`, or None.
         """
         root = self.tree.roots.get(match.namespace)
-        if root is None or match.tip_pages >= self._pages_to_hit(token_ids):
+        if root is None or len(match.path) >= self._pages_to_hit(token_ids):
             return None
         width = self.tree.key_bytes
-        start = match.tip_pages * width
-        lease = self.promises.get((match.tip or root, token_ids[start : start + width]))
+        start = len(match.path) * width
+        tip = match.path[-1] if match.path else root
+        lease = self.promises.get((tip, token_ids[start : start + width]))
         if lease is None:
             return None
         return lease, min(common_bytes(lease.source, token_ids) // width, self._pages_to_hit(token_ids))
@@ -110,9 +106,11 @@ class PrefixCache:
             start = lease.starts[group] = self._first_hit_page(match, group)
             lease.tables[group] = [NULL_PAGE] * start
             for node in match.path[start:]:
-                tree.pin(node, group)
+                if node.pages[group] != NULL_PAGE:  # in groups that only guesses depend on there may be tombstones
+                    tree.pin(node, group)
                 lease.tables[group].append(node.pages[group])
         lease.path.extend(match.path)
+        lease.shown = depth
         self.leases.add(lease)
         self._promise_next(lease)
         return lease
@@ -139,7 +137,8 @@ class PrefixCache:
         steps have computed, so that steps in flight begin at `settled` or later.
         """
         if self._share:
-            self._grow(lease, token_ids, (known - self.hold_back) // self.page_size)
+            self._grow(lease, token_ids, known // self.page_size)
+            self._show(lease, min(known, len(token_ids) // 4 - self.look_ahead) // self.page_size)
         for group, _ in self.tree.reaches:
             self._slide(lease, group, min(self._first_page(settled, group), lease.pages))
 
@@ -149,7 +148,7 @@ class PrefixCache:
             return
         for index in range(len(lease.path), depth):
             parent = lease.path[-1] if lease.path else lease.root
-            offered = [table[index] for table in lease.tables]
+            offered = [table[index] for table in lease.tables[: self.tree.needed]]
             node = tree.insert(parent, bytes(token_ids[index * width : (index + 1) * width]), offered)
             for group, page in enumerate(offered):
                 if page != NULL_PAGE and node.pages[group] == page:
@@ -161,6 +160,14 @@ class PrefixCache:
                 tree.warm_up(lease.path, index + 1)
         self._promise_next(lease)
 
+    def _show(self, lease: Lease, depth: int) -> None:
+        """Offer pages that only guesses depend on to the nodes of the row's path that are there without them."""
+        for index in range(lease.shown, min(depth, len(lease.path))):
+            for group in range(self.tree.needed, len(self.groups)):
+                if self.tree.offer(lease.path[index], group, lease.tables[group][index]):
+                    lease.own[group] -= 1
+            lease.shown = index + 1
+
     def _slide(self, lease: Lease, group: int, first: int) -> None:
         table = lease.tables[group]
         for index in range(lease.starts[group], first):
@@ -171,6 +178,8 @@ class PrefixCache:
     def _let_go(self, lease: Lease, group: int, index: int) -> None:
         """The row reads a page of a sliding group no more: unpin it in the tree, or free the row's own."""
         page = lease.tables[group][index]
+        if page == NULL_PAGE:
+            return
         node = lease.path[index] if index < len(lease.path) else None
         if node is not None and node.pages[group] == page:
             self.tree.unpin(node, group)
@@ -183,6 +192,8 @@ class PrefixCache:
         self.leases.remove(lease)
         self._forget_promise(lease)
         tree, path = self.tree, lease.path
+        # Nobody writes them any more: what is not final in them has seen guesses, which is better than nothing.
+        self._show(lease, len(path))
         tree.warm_up(path, len(path))
         for group, window in enumerate(tree.windows):
             shelf = tree.shelves[group]

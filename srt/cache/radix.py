@@ -16,8 +16,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from srt.cache.pages import NULL_PAGE, PagePool
+
+EVERYTHING: Final = 1 << 40
+"""A window that no sequence leaves, in tokens."""
 
 
 class Node:
@@ -76,13 +80,20 @@ class RadixTree:
     """All namespaces, over the pools of all groups.
 
     `windows[g]` counts the keys a query sees in group g, None if all. At least one group must be full, because its
-    pages are what keeps a path together.
+    pages are what keeps a path together. The first `needed` groups make hits; the last `guessing` ones hold what may be
+    missing, so they are treated as sliding whatever they see.
     """
 
-    def __init__(self, windows: Sequence[int | None], page_size: int, pools: Sequence[PagePool]) -> None:
-        self.windows = tuple(windows)
-        self.full = [g for g, window in enumerate(windows) if window is None]
-        self.reaches = [(g, window_pages(window, page_size)) for g, window in enumerate(windows) if window is not None]
+    def __init__(
+        self, windows: Sequence[int | None], page_size: int, pools: Sequence[PagePool], guessing: int = 0
+    ) -> None:
+        self.needed = len(windows) - guessing
+        unbounded = [EVERYTHING if window is None else window for window in windows[self.needed :]]
+        self.windows = (*windows[: self.needed], *unbounded)
+        self.full = [g for g, window in enumerate(self.windows) if window is None]
+        self.reaches = [
+            (g, window_pages(window, page_size)) for g, window in enumerate(self.windows) if window is not None
+        ]
         assert self.full, "a prefix tree needs a group with full attention"
         self.key_bytes = 4 * page_size
         self.pools = tuple(pools)
@@ -107,14 +118,14 @@ class RadixTree:
         return path
 
     def usable(self, path: Sequence[Node], depth: int) -> int:
-        """The greatest hit of at most `depth` pages whose windows are whole in every sliding group.
+        """The greatest hit of at most `depth` pages whose windows are whole in every sliding group that hits need.
 
         A hit of d pages reads, in a group that reaches r pages back, the pages [max(0, d - r), d). If one of them is
         a tombstone at i, no hit between i + 1 and d is whole either, so the search goes on from i.
         """
         while depth > 0:
-            hole = max((self._hole(path, depth, g, reach) for g, reach in self.reaches), default=None)
-            if hole is None or hole < 0:
+            hole = max((self._hole(path, depth, g, r) for g, r in self.reaches if g < self.needed), default=-1)
+            if hole < 0:
                 return depth
             depth = hole
         return 0
@@ -154,21 +165,25 @@ class RadixTree:
     def insert(self, parent: Node, key: bytes, offered: Sequence[int]) -> Node:
         """The child of `parent` for `key`, pinned for the row that offers its own pages for it.
 
-        Where nobody reads the node's page of a group (or there is none), the offered page becomes the tree's and the
-        old one is free again: that is how a tombstone heals. Where somebody does, the tree keeps the old page and
-        the row keeps its own. The caller sees what was taken by comparing `pages`.
+        `offered` are those of the first groups. Each becomes the tree's as `offer` says; in a full group the row pins
+        the node either way. The caller sees what was taken by comparing `pages`.
         """
         node = parent.children.get(key)
         if node is None:
             node = parent.children[key] = Node(parent, key, len(self.windows))
         for group, page in enumerate(offered):
-            if page != NULL_PAGE and node.pins[group] == 0:
-                self._seat(node, group, page)
-            elif self.windows[group] is None:
+            if not self.offer(node, group, page) and self.windows[group] is None:
                 node.pins[group] += 1
         return node
 
-    def _seat(self, node: Node, group: int, page: int) -> None:
+    def offer(self, node: Node, group: int, page: int) -> bool:
+        """Whether a row's own page becomes the node's, pinned for that row.
+
+        It does where nobody reads the node's page of that group, or there is none: the old one is free again, and that
+        is how a tombstone heals. Where somebody does, the tree keeps the old page and the row keeps its own.
+        """
+        if page == NULL_PAGE or node.pins[group]:
+            return False
         old = node.pages[group]
         if old == NULL_PAGE:
             self.owned[group] += 1
@@ -177,6 +192,7 @@ class RadixTree:
             self.pools[group].give(old)
         node.pages[group] = page
         node.pins[group] = 1
+        return True
 
     def warm_up(self, path: Sequence[Node], depth: int) -> None:
         """Keep the windows before `depth` longest: here a request ended, branched off or hit, so another one may.

@@ -93,8 +93,6 @@ def _asked(server: ServerConfig) -> Asked:
         drafts = config.num_speculative_tokens
     if drafts is not None and not 1 <= drafts <= 64:
         raise StartupError(f"--speculative-config num_speculative_tokens is {drafts}; it must be 1 to 64")
-    if name is None and drafts is None and draft_model_path(server) is None:
-        return Asked("off", None, "not asked for")
     if name is None or name == "auto":
         return Asked(None, drafts, "auto")
     if name.lower() not in ALGORITHMS:

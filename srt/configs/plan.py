@@ -112,9 +112,8 @@ class DraftTraits(msgspec.Struct, frozen=True):
     """How tokens are guessed ahead: all that scheduler, pages, cache and metrics know of a drafter.
 
     `drafts`: the most tokens that it guesses for a row and step; 0 without a drafter. `modules`: draft modules of the
-    model that it runs; they have a KV group of their own, the last one. `look_ahead`: the last tokens of a sequence
-    that are not shared with others because the draft KV at them saw what came after; 0 shares them, at the price of
-    worse guesses (never other answers) behind a hit.
+    model that it runs; they have a KV group of their own, the last one. `look_ahead`: how many tokens behind a
+    position its draft KV depends on, so that it is final, and its pages may be shared, when so many more are known.
     """
 
     algorithm: Literal["off", "mtp", "ngram"] = "off"

@@ -317,7 +317,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
             SPECULATION,
             "What guesses tokens ahead: MTP modules, earlier text, or nothing; never changes an answer. "
             "auto is mtp where the checkpoint has modules; NEXTN and EAGLE are taken as mtp.",
-            unset="off, or auto if another of these is given",
+            unset="auto",
             choices=("auto", "mtp", "ngram", "off", "NEXTN", "EAGLE", "NGRAM"),
         ),
     ] = None

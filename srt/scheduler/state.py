@@ -103,7 +103,11 @@ class SchedulerState:
     def from_plan(cls, plan: RuntimePlan) -> SchedulerState:
         """An empty scheduler for what start-up resolved."""
         cache = PrefixCache(
-            plan.groups, plan.page_size, share=not plan.server.disable_radix_cache, hold_back=plan.drafting.look_ahead
+            plan.groups,
+            plan.page_size,
+            share=not plan.server.disable_radix_cache,
+            guessing=1 if plan.drafting.modules else 0,
+            look_ahead=plan.drafting.look_ahead,
         )
         limits = Limits(
             plan.context_length,

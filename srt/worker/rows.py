@@ -2,6 +2,15 @@
 
 A sampled token goes straight into its row's tokens, so the next step finds its input there and no plan ever names it.
 So do guesses: they lie behind the known tokens, where the step that checks them reads its input.
+
+**One row of logits, one token.** A row that emits wants `drafts + 1` rows of logits, in order, and so do the arrays of
+`Rows.sampling`: entry j of a row samples the token at position `known + j`, as if its first j guesses were right.
+Whatever changes logits or depends on earlier tokens is worked out for each entry by itself, from the tokens before its
+position: `tokens[row, :known + j]`, the last j of which are guesses (penalties count them, a grammar advances over them
+on a copy of its state, `min_new_tokens` counts them). Nothing of that is kept: which entries count is known in
+`Rows.end`, which keeps the first of a row and one more for each right guess. What a row must remember from step to step
+is updated there, from `Outcome.token_ids`, and what is told of a token (its log probability) is taken from the entries
+that were kept.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ GREEDY_BELOW = 1e-6
 
 @dataclass(frozen=True)
 class SamplingColumns:
-    """Settings of the R rows that sample in a step, one array entry a row."""
+    """Settings of the R rows of logits of a step, one array entry each: a request with guesses has several."""
 
     temperature: NDArray[np.float64]
     top_k: NDArray[np.int64]

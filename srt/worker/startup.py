@@ -132,8 +132,6 @@ def start(
     formats = announced_formats(config) if plan.server.load_format == "dummy" else expert_formats(path, config)
     group = join_group(rank, plan.server.tp_size, rundir)
     picks = picks or pick_backends(plan.device.device, dtype, plan.worker_threads)
-    if plan.kv_dtype == "fp8_e4m3" and picks.attention.key == "native":
-        picks = replace(picks, attention=Pick("reference", "the native kernels have no FP8 KV"))
     with torch.inference_mode(), torch.device(plan.device.device):
         family = FAMILIES[config.model_type]
         try:

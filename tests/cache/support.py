@@ -23,9 +23,12 @@ def packed(tokens: Iterable[int]) -> bytes:
 def cache(
     page_size: int = 4, window: int = 8, full: int = 1000, sliding: int = 1000, share: bool = True, look_ahead: int = 0
 ) -> PrefixCache:
-    """Two groups, full and sliding, with so many pages."""
+    """Two groups, full and sliding, with so many pages; with a look-ahead a third one that only guesses depend on."""
     groups = (group("full", None, full), group("sliding", window, sliding))
-    return PrefixCache(groups, page_size, share=share, look_ahead=look_ahead)
+    if not look_ahead:
+        return PrefixCache(groups, page_size, share=share)
+    draft = group("draft", window + look_ahead - 1, sliding)
+    return PrefixCache((*groups, draft), page_size, share=share, guessing=1, look_ahead=look_ahead)
 
 
 class Sequence:

@@ -119,13 +119,70 @@ def test_flushing_forgets_every_prefix_and_frees_every_page() -> None:
     assert pages.match("", packed(range(20))).tokens == 0
 
 
-@pytest.mark.parametrize(("look_ahead", "hit"), [(0, 20), (1, 16), (3, 16), (4, 16), (5, 8)])
-def test_a_drafter_s_look_ahead_holds_back_the_last_rows_on_both_sides(look_ahead: int, hit: int) -> None:
-    """24 tokens were computed. Rows up to 24 - L are committed; of those matched, the last L may have seen others."""
-    pages = cache(page_size=4, look_ahead=look_ahead)
-    serve(pages, range(24))
-    assert pages.tree.owned[0] == (24 - look_ahead) // 4
-    assert serve(pages, [*range(20), 99, 98, 97, 96, 95]) == hit
+@pytest.mark.parametrize("page_size", [1, 4, 16])
+@pytest.mark.parametrize("look_ahead", [1, 3])
+def test_25_what_only_guesses_depend_on_changes_no_hit(page_size: int, look_ahead: int) -> None:
+    """Cut after every token: the hits are those of a cache without a drafter, and no page is lost."""
+    with_drafter, without = cache(page_size, look_ahead=look_ahead), cache(page_size)
+    for end in range(1, 50):
+        tokens = [*range(end), *range(90, 99)]
+        assert serve(with_drafter, tokens, [1, 2]) == serve(without, tokens, [1, 2])
+    assert with_drafter.tree.owned[2] == with_drafter.tree.owned[0] == without.tree.owned[0]
+
+
+def test_15_pages_that_the_drafter_may_write_again_are_shared_when_it_is_done_with_them() -> None:
+    pages = cache(page_size=4, look_ahead=3)
+    row = Sequence(pages, range(22))
+    row.compute(20)
+    assert pages.tree.owned == [5, 5, 4], "its modules run on the last three again, one of them in the fifth page"
+    row.compute(2)
+    assert pages.tree.owned == [5, 5, 4]
+    for token in (1, 2):
+        row.say(token)
+        row.compute(1)
+        assert pages.tree.owned[2] == 5
+    assert pages.tree.owned == [6, 6, 5]
+    row.end()
+    pages.check()
+    assert pages.tree.owned == [6, 6, 6], "nobody writes any more"
+
+
+def test_25_a_hit_takes_of_the_drafter_s_pages_what_is_there() -> None:
+    pages = cache(page_size=4, window=8, look_ahead=3)
+    row = Sequence(pages, range(20))
+    row.compute(20)
+    sibling = Sequence(pages, [*range(20), 7])
+    assert sibling.hit_tokens == 20
+    assert sibling.lease.tables[2] == [0, 0, *row.lease.tables[2][2:4], 0]
+    pages.check()
+    row.end()
+    sibling.compute(1)
+    pages.check()
+    sibling.end()
+    pages.check()
+    assert pages.tree.owned == [5, 5, 5]
+
+
+def test_25_a_hit_outlives_the_drafter_s_pages() -> None:
+    pages = PrefixCache((group("full", None, 100), group("draft", 9, 12)), 2, guessing=1, look_ahead=1)
+    serve(pages, range(21))
+    serve(pages, range(30, 54))
+    assert pages.tree.owned == [22, 12]
+    assert all(node.pages[1] == 0 for node in pages.tree.walk("", packed(range(20)), 10))
+    assert serve(pages, range(25)) == 20
+    assert serve(pages, range(30, 54)) == 22
+
+
+def test_a_drafter_that_sees_everything_has_tombstones_too() -> None:
+    pages = PrefixCache((group("full", None, 100), group("draft", None, 100)), 2, guessing=1, look_ahead=1)
+    serve(pages, range(21))
+    path = pages.tree.walk("", packed(range(20)), 10)
+    pages.tree._drop_page(path[3], 1)
+    row = Sequence(pages, range(21))
+    assert row.hit_tokens == 20
+    assert row.lease.tables[1].count(0) == 1
+    row.end()
+    pages.check()
 
 
 def test_a_third_group_with_its_own_window_shortens_hits_by_its_own_tombstones() -> None:

@@ -24,9 +24,9 @@ def reason(made: RuntimePlan) -> str:
     return f"{choice.value} because {choice.reason}"
 
 
-@pytest.mark.parametrize("name", ["auto", "mtp", "NEXTN", "EAGLE"])
-def test_the_modules_of_a_checkpoint_guess_by_all_their_names(name: str) -> None:
-    made = plan(speculative_algorithm=name)
+@pytest.mark.parametrize("name", [None, "auto", "mtp", "NEXTN", "EAGLE"])
+def test_the_modules_of_a_checkpoint_guess_by_all_their_names_and_unasked(name: str | None) -> None:
+    made = plan(**({} if name is None else {"speculative_algorithm": name}))
     assert made.drafting == MTP
     assert [group.name for group in made.groups] == ["full", "sliding", "draft"]
     assert made.groups[2].window == 64 + 2
@@ -65,10 +65,9 @@ def test_what_is_wrong_is_said_in_a_sentence(options: dict[str, str], sentence: 
 
 
 def test_a_checkpoint_without_modules_says_so_and_runs_without() -> None:
-    assert reason(resolve(ServerConfig(model_path="checkpoint"), BARE, DEVICE)) == "off because not asked for"
-    server = ServerConfig(model_path="checkpoint", speculative_algorithm="auto")
+    server = ServerConfig(model_path="checkpoint")
     made = resolve(server, BARE, DEVICE)
     assert made.drafting == DraftTraits()
-    assert "the checkpoint has no MTP modules" in reason(made)
+    assert reason(made) == "off because auto: the checkpoint has no MTP modules"
     with pytest.raises(StartupError, match="has no MTP modules; --draft-model-path takes them from another"):
         resolve(msgspec.structs.replace(server, speculative_algorithm="mtp"), BARE, DEVICE)

@@ -34,7 +34,7 @@ class Oracle:
 
 
 @pytest.mark.parametrize("page_size", [1, 16, 64])
-def test_a_trace_of_chats_hits_exactly_what_an_oracle_says(page_size: int, nano: Path) -> None:
+def test_25_a_trace_of_chats_hits_exactly_what_an_oracle_says_with_draft_modules(page_size: int, nano: Path) -> None:
     rng = random.Random(page_size)
 
     def ids(n: int) -> tuple[int, ...]:
@@ -55,6 +55,7 @@ def test_a_trace_of_chats_hits_exactly_what_an_oracle_says(page_size: int, nano:
             chats[at] = prompt + output + ids(rng.randrange(1, 50))
             if len(chats[at]) > 700:
                 chats[at] = rng.choice(systems) + ids(rng.randrange(1, 60))
+        assert server.metric("spec_draft_tokens_total") > 0
 
 
 def test_flushing_forgets_every_prefix(server: Server) -> None:

@@ -7,7 +7,7 @@ the moment when it is computed; a page that was lost, freed too early or mistake
 
 With a drafter it guesses right or wrong by chance, and goes on behind wrong guesses too, so that garbage lies behind
 what it keeps. Draft modules store the value of each token once more in their own group, again for the last few of the
-tokens before each step, and check what they find in their window.
+tokens that were known before each step, and check what they find in their window.
 
 Steps whose results nobody has yet are remembered with the pages that they read and write. A step in flight may still
 be rolled back (drafts are), so nobody else may write what it reads, or read what it writes.
@@ -135,7 +135,7 @@ class FakeWorker:
         for index, count, emits, guesses in zip(plan.rows, plan.counts, plan.emits, drafts, strict=True):
             row = self.rows[index]
             assert row.computed + count <= len(row.tokens), "a row computes tokens that it does not know"
-            before = row.computed
+            before, known = row.computed, len(row.tokens)
             values = self._compute(row, count, guesses)
             if emits:
                 assert row.computed == len(row.tokens), "a row emits before it has computed all it knows"
@@ -145,7 +145,7 @@ class FakeWorker:
                 sampled += kept
                 counts.append(len(kept))
             if self.modules:
-                self._draft(row, before)
+                self._draft(row, min(before, known - self.modules))
         drafted = [guesses for guesses, emits in zip(drafts, plan.emits, strict=True) if emits] if plan.drafts else []
         return StepResult(plan.step, sampled, counts, elapsed_us=1, drafted=drafted)
 
@@ -166,10 +166,12 @@ class FakeWorker:
         return kept
 
     def _draft(self, row: WorkerRow, start: int) -> None:
-        """Store the draft values of what was computed and of the last tokens before, and look at their windows."""
-        first = max(row.begin, start - self.modules + 1)
+        """Store the draft values from `start` on, and look at their windows."""
+        first = max(row.begin, start)
         low = max(0, first - self.window + 1)
         for position in range(low, row.computed):
+            if position < row.begin and not row.tables[2].get(position // self.page_size):
+                continue  # draft KV may be missing behind a hit
             whole = self._slot(row, 0, position)
             value = int.from_bytes(self.pools[0][whole : whole + 4], "little") ^ DRAFT_SALT
             slot = self._slot(row, 2, position)

@@ -74,13 +74,16 @@ class Oracle:
 
 
 @pytest.mark.parametrize("page_size", [1, 16, 64])
-@pytest.mark.parametrize("overlap", [True, False])
-def test_cached_tokens_equal_an_oracle_on_a_trace_in_an_ample_pool(page_size: int, overlap: bool) -> None:
+@pytest.mark.parametrize(("overlap", "drafts"), [(True, 0), (False, 0), (True, 3), (False, 3)])
+def test_25_cached_tokens_equal_an_oracle_on_a_trace_in_an_ample_pool(
+    page_size: int, overlap: bool, drafts: int
+) -> None:
     rng = random.Random(page_size)
     pages = 60_000 // page_size
     plan = runtime_plan(
-        page_size=page_size, window=33, full_pages=pages, sliding_pages=pages, chunk=128, overlap=overlap
-    )
+        page_size=page_size, window=33, full_pages=pages, sliding_pages=pages, chunk=128, overlap=overlap,
+        drafts=drafts, modules=drafts,
+    )  # fmt: skip
     inside, oracle = World(plan), Oracle(page_size)
     systems = [[rng.randrange(48) for _ in range(length)] for length in (3, 100, 300)]
     chats = [list(rng.choice(systems)) for _ in range(12)]

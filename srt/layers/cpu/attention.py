@@ -9,7 +9,7 @@ from torch import Tensor
 
 from srt.layers.attention.contract import AttentionSpec
 from srt.layers.batch import ForwardBatch, KVLayer
-from srt.layers.cpu.kernels import CODES, AttendBatch, AttendCall, Kernels, StoreCall
+from srt.layers.cpu.kernels import CODES, KV_CODES, AttendBatch, AttendCall, Kernels, StoreCall
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class _Layer:
 
 
 class CpuAttention:
-    """`AttentionBackend` for float32 and bfloat16.
+    """`AttentionBackend` for float32 and bfloat16, and KV memory of the same dtype or of e4m3 codes.
 
     A token's result depends on its own keys only, bit for bit: not on the chunk that it was computed in, on the page
     size or on other rows.
@@ -77,14 +77,16 @@ def _bind(spec: AttentionSpec, kv: KVLayer) -> _Layer:
 
     Raises: ValueError for a head size that does not come in whole 32-bit words.
     """
-    dtype, page_size = kv.k.dtype, kv.k.shape[1]
+    dtype, page_size = spec.q_norm.dtype, kv.k.shape[1]
     if spec.head_dim % 2 or spec.rotary_dim % 2:
         raise ValueError(f"head size {spec.head_dim} and its rotated part {spec.rotary_dim} must be even")
     assert kv.k.is_contiguous() and kv.v.is_contiguous() and spec.rope.is_contiguous()
-    assert spec.q_norm.dtype is spec.k_norm.dtype is dtype and spec.rope.dtype is torch.float32
-    code, shape = CODES[dtype], (spec.q_heads, spec.kv_heads, spec.head_dim)
-    memory = kv.k.data_ptr(), kv.v.data_ptr()
+    assert spec.k_norm.dtype is dtype and spec.rope.dtype is torch.float32
+    assert kv.k.dtype is kv.v.dtype and kv.k.dtype in (dtype, torch.float8_e4m3fn)
+    codes = CODES[dtype], KV_CODES[kv.k.dtype]
+    shape = spec.q_heads, spec.kv_heads, spec.head_dim
+    memory = kv.k.data_ptr(), kv.v.data_ptr(), spec.k_scale.data_ptr(), spec.v_scale.data_ptr()
     weights = spec.q_norm.data_ptr(), spec.k_norm.data_ptr(), spec.rope.data_ptr()
-    store = StoreCall(code, *shape, spec.rotary_dim, spec.eps, *weights, *memory)
-    attend = AttendCall(code, *shape, spec.window or 0, spec.scale, page_size, *memory)
+    store = StoreCall(*codes, *shape, spec.rotary_dim, spec.eps, *weights, *memory)
+    attend = AttendCall(*codes, *shape, spec.window or 0, spec.scale, page_size, *memory)
     return _Layer(spec, kv, store, attend)

@@ -8,45 +8,44 @@ import math
 import torch
 from torch import Tensor
 
-from srt.layers.cpu.kernels import CODES, Kernels, MoeCall
-from srt.layers.cpu.packing import pack_matrix
+from srt.layers.cpu.kernels import CODES, Kernels, Matrix, MoeCall
+from srt.layers.cpu.packing import CODINGS, PANEL_HALF, PLAIN, pack_coded, pack_matrix
 from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
 from srt.layers.ops import Choice
-from srt.layers.quant.contract import WEIGHT, WeightFormat
-
-PANEL_HALF = 16
-"""Gate columns of a packed panel, beside as many up columns."""
+from srt.layers.quant.contract import WEIGHT, StoredWeight, WeightFormat
 
 
 class CpuExperts:
-    """`ExpertRunner` for float32 and bfloat16. A token's experts are summed in the order of their numbers."""
+    """`ExpertRunner` for float32, bfloat16, FP8 and NVFP4 weights. A token's experts are summed in the order of their
+    numbers.
+
+    Coded weights stay coded in memory and are decoded exactly, a piece at a time; activations are used as they are.
+    """
 
     width_multiple = 1
 
     def __init__(self, weights: WeightFormat, kernels: Kernels) -> None:
         self._kernels = kernels
         self.weights = weights
+        self._coding = CODINGS.get(weights.name, PLAIN)
         self._moe = kernels["srt_moe"]
 
     def refuses(self, shape: ExpertShape) -> str | None:
-        if shape.elsewhere:
-            return "all experts of a layer must be on this rank"
-        grids = self.weights.grids()
-        return None if len(grids) == 1 and grids[WEIGHT].dtype in CODES else f"no kernels for {self.weights.name}"
+        known = self.weights.name in CODINGS or self.weights.grids()[WEIGHT].dtype in CODES
+        return None if known else f"no kernels for {self.weights.name}"
 
     def pack(self, experts: StoredExperts, shape: ExpertShape) -> PackedExperts:
-        gate_up, down = experts.gate_up.weight, experts.down.weight
-        assert down.shape == (shape.experts, shape.hidden, shape.width)
-        assert gate_up.shape == (shape.experts, 2 * shape.width, shape.hidden)
-        order = gate_up_order(shape.experts, shape.width)
-        tensors = {
-            "gate_up": pack_matrix(self._kernels, gate_up.reshape(-1, shape.hidden), order),
-            "down": torch.cat([pack_matrix(self._kernels, one) for one in down.contiguous()]),
-        }
-        return PackedExperts(shape, tensors)
+        assert experts.down.shape == (shape.experts, shape.hidden, shape.width)
+        assert experts.gate_up.shape == (shape.experts, 2 * shape.width, shape.hidden)
+        columns = torch.arange(-(-shape.hidden // (2 * PANEL_HALF)) * 2 * PANEL_HALF, dtype=torch.int32)
+        hidden = torch.where(columns < shape.hidden, columns, -1)
+        tensors = self._packed("gate_up", experts.gate_up, gate_up_order(shape.width))
+        return PackedExperts(shape, tensors | self._packed("down", experts.down, hidden))
 
     def pack_shared(self, shared: StoredExperts, shape: ExpertShape) -> PackedExperts:
-        return self.pack(shared, shape)
+        orders = {"gate_up": gate_up_order(shape.width), "down": None}
+        plain = {"gate_up": shared.gate_up.weight[0], "down": shared.down.weight[0]}
+        return PackedExperts(shape, {key: pack_matrix(self._kernels, plain[key], orders[key]) for key in plain})
 
     def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         return self._run(hidden, choice, self._call(hidden, choice, experts))
@@ -58,9 +57,19 @@ class CpuExperts:
         call.shared_gate_up, call.shared_down = (shared.tensors[key].data_ptr() for key in ("gate_up", "down"))
         return self._run(hidden, choice, call)
 
+    def _packed(self, name: str, stored: StoredWeight, order: Tensor) -> dict[str, Tensor]:
+        """A stack [E, N, K] as panels of its rows in `order`, expert by expert."""
+        if self._coding == PLAIN:
+            experts, rows, columns = stored.shape
+            starts = torch.arange(experts, dtype=torch.int32)[:, None] * rows
+            every = torch.where(order >= 0, order + starts, -1).flatten().contiguous()
+            return {name: pack_matrix(self._kernels, stored.weight.reshape(-1, columns), every)}
+        packed = pack_coded(self._coding, stored, order)
+        return {f"{name}{suffix}": tensor for suffix, tensor in packed.items()}
+
     def _call(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> MoeCall:
-        shape, gate_up, down = experts.shape, experts.tensors["gate_up"], experts.tensors["down"]
-        assert hidden.dtype is gate_up.dtype and hidden.stride(1) == 1
+        shape, tensors = experts.shape, experts.tensors
+        assert hidden.stride(1) == 1 and (self._coding != PLAIN or hidden.dtype is tensors["gate_up"].dtype)
         return MoeCall(
             CODES[hidden.dtype],
             hidden.shape[1],
@@ -68,13 +77,17 @@ class CpuExperts:
             choice.ids.shape[1],
             shape.width,
             math.inf if shape.limit is None else shape.limit,
-            gate_up.data_ptr(),
-            down.data_ptr(),
+            self._matrix("gate_up", shape.hidden, tensors),
+            self._matrix("down", shape.width, tensors),
             0,
             math.inf,
             None,
             None,
         )
+
+    def _matrix(self, name: str, columns: int, tensors: dict[str, Tensor]) -> Matrix:
+        pointers = (tensors[key].data_ptr() if key in tensors else None for key in (f"{name}.groups", f"{name}.scales"))
+        return Matrix(self._coding, columns, tensors[name].data_ptr(), *pointers)
 
     def _run(self, hidden: Tensor, choice: Choice, call: MoeCall) -> Tensor:
         tokens, size = hidden.shape
@@ -91,11 +104,9 @@ class CpuExperts:
         return out
 
 
-def gate_up_order(experts: int, width: int) -> Tensor:
-    """Rows of a stacked [E * 2I, H] gate and up as packed columns: 16 of the gate, then the same 16 of up, padded."""
+def gate_up_order(width: int) -> Tensor:
+    """Rows of a merged [2I, H] gate and up as packed columns: 16 of the gate, then the same 16 of up, padded."""
     groups = -(-width // PANEL_HALF)
     columns = torch.arange(groups * PANEL_HALF, dtype=torch.int32).view(groups, 1, PANEL_HALF)
     halves = torch.tensor([0, width], dtype=torch.int32).view(1, 2, 1)
-    one = torch.where(columns < width, columns + halves, -1).flatten()
-    starts = torch.arange(experts, dtype=torch.int32)[:, None] * (2 * width)
-    return torch.where(one >= 0, one + starts, -1).flatten().contiguous()
+    return torch.where(columns < width, columns + halves, -1).flatten().contiguous()

@@ -13,7 +13,9 @@ import torch
 from srt.layers.cpu.build import KernelsUnavailable, build
 
 CODES: Final[dict[torch.dtype, int]] = {torch.float32: 0, torch.bfloat16: 1}
-"""The number that stands for a dtype in calls; the dtypes that the kernels know."""
+"""The number that stands for a dtype in calls; the dtypes that the kernels compute in."""
+KV_CODES: Final[dict[torch.dtype, int]] = {**CODES, torch.float8_e4m3fn: 2}
+"""The same for KV memory: the dtype of the computation, or codes."""
 
 
 class StoreCall(ctypes.Structure):
@@ -21,6 +23,7 @@ class StoreCall(ctypes.Structure):
 
     _fields_ = (
         ("dtype", c_int32),
+        ("kv_dtype", c_int32),
         ("q_heads", c_int32),
         ("kv_heads", c_int32),
         ("head_dim", c_int32),
@@ -31,6 +34,8 @@ class StoreCall(ctypes.Structure):
         ("rope", c_void_p),
         ("k", c_void_p),
         ("v", c_void_p),
+        ("k_scale", c_void_p),
+        ("v_scale", c_void_p),
     )
 
 
@@ -39,6 +44,7 @@ class AttendCall(ctypes.Structure):
 
     _fields_ = (
         ("dtype", c_int32),
+        ("kv_dtype", c_int32),
         ("q_heads", c_int32),
         ("kv_heads", c_int32),
         ("head_dim", c_int32),
@@ -47,6 +53,8 @@ class AttendCall(ctypes.Structure):
         ("page_size", c_int32),
         ("k", c_void_p),
         ("v", c_void_p),
+        ("k_scale", c_void_p),
+        ("v_scale", c_void_p),
     )
 
 
@@ -62,6 +70,18 @@ class AttendBatch(ctypes.Structure):
     )
 
 
+class Matrix(ctypes.Structure):
+    """A stack of packed matrices with `elements` columns each (see csrc/matrix.h)."""
+
+    _fields_ = (
+        ("coding", c_int32),
+        ("elements", c_int32),
+        ("data", c_void_p),
+        ("groups", c_void_p),
+        ("scales", c_void_p),
+    )
+
+
 class MoeCall(ctypes.Structure):
     """The experts of a layer; an infinite limit means none, a shared width of 0 no shared expert."""
 
@@ -72,8 +92,8 @@ class MoeCall(ctypes.Structure):
         ("chosen", c_int32),
         ("width", c_int32),
         ("limit", c_float),
-        ("gate_up", c_void_p),
-        ("down", c_void_p),
+        ("gate_up", Matrix),
+        ("down", Matrix),
         ("shared_width", c_int32),
         ("shared_limit", c_float),
         ("shared_gate_up", c_void_p),

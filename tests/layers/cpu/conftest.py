@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from srt.layers.cpu.build import FLAGS, build
 from srt.layers.cpu.kernels import Kernels, load_kernels
 
 
@@ -14,6 +15,14 @@ def kernels(pytestconfig: pytest.Config) -> Kernels:
     cache = pytestconfig.cache
     assert cache is not None
     return load_kernels(cache.mkdir("kernels"), threads=2)
+
+
+@pytest.fixture(scope="session")
+def portable(pytestconfig: pytest.Config) -> Kernels:
+    """The same library without any vector units beyond the architecture's first."""
+    assert pytestconfig.cache is not None
+    flags = [flag for flag in FLAGS if flag != "-march=native"]
+    return Kernels(build(pytestconfig.cache.mkdir("portable"), flags=flags), threads=2)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,11 @@
 // Keys are taken in blocks of 64 that start at absolute positions 0, 64, 128, ..., one after the other, for prefill chunks
 // and for single decode rows alike. A block whose keys are all masked for a query changes nothing of its state, bit for
 // bit, so the output of a query depends on its own keys only: not on the chunk it came in, the page size or the batch.
+//
+// KV memory holds numbers of the computation's type, or e4m3 codes of numbers divided by a scale. Codes are decoded as
+// they are read; the scale of keys joins that of the scores, the scale of values the head's gate.
 #include "api.h"
+#include "codes.h"
 #include "gemm.h"
 #include "norm.h"
 
@@ -35,27 +39,53 @@ inline void rotate(float* x, const float* angles, int rotary) {
     }
 }
 
-template <class T>
+// Sixteen numbers as T would hold them.
+inline vf as_held(const float*, vf x) { return x; }
+inline vf as_held(const bf16*, vf x) {
+    bf16 held[kLanes];
+    vstore(held, x);
+    return vload(held);
+}
+
+// A head's key or value to its place in memory.
+template <class T, class From> inline void keep(const From* from, int dim, float, T* to) {
+    for (int i = 0; i < dim; i += kLanes) vstore_n(to + i, vload_n(from + i, dim - i), dim - i);
+}
+template <class T, class From> inline void keep(const From* from, int dim, float scale, e4m3* to) {
+    const vf divisor = vset(scale);
+    const T* type = nullptr;
+    for (int i = 0; i < dim; i += kLanes)
+        e4m3_store_n(&to[i].bits, vdiv(as_held(type, vload_n(from + i, dim - i)), divisor), dim - i);
+}
+
+// S: what the memory holds; k_scale and v_scale count for codes only.
+template <class T, class S>
 void store(const T* qkv, int64_t stride, int tokens, Heads heads, int rotary, const T* q_norm, const T* k_norm,
-           const float* rope, const int64_t* positions, const int64_t* slots, T* k, T* v, T* q, float eps) {
+           const float* rope, const int64_t* positions, const int64_t* slots, S* k, S* v, float k_scale, float v_scale, T* q,
+           float eps) {
     const int dim = heads.dim, kv_width = heads.kv * dim, per_task = 8;
     const int64_t elements = static_cast<int64_t>(tokens) * (heads.query + 2 * heads.kv) * dim;
     each(blocks_of(tokens, per_task), elements < kElementsWorthATeam ? 1 : thread_count(), [&](int task) {
         thread_local Scratch scratch;
         float* head = scratch.reserve<float>(static_cast<size_t>(dim));
-        const auto place = [&](const T* from, const T* weight, const float* angles, T* to) {
+        const auto prepare = [&](const T* from, const T* weight, const float* angles) {
             normalise(from, weight, head, dim, eps);
             rotate(head, angles, rotary);
-            for (int i = 0; i < dim; i += kLanes) vstore_n(to + i, vload_n(head + i, dim - i), dim - i);
         };
         for (int t = task * per_task; t < at_most(tokens, (task + 1) * per_task); ++t) {
             const T* from = qkv + t * stride;
             const float* angles = rope + positions[t] * rotary;
             T* to = q + static_cast<int64_t>(t) * heads.query * dim;
-            for (int h = 0; h < heads.query; ++h, from += dim, to += dim) place(from, q_norm, angles, to);
-            to = k + slots[t] * kv_width;
-            for (int h = 0; h < heads.kv; ++h, from += dim, to += dim) place(from, k_norm, angles, to);
-            std::memcpy(v + slots[t] * kv_width, from, sizeof(T) * static_cast<size_t>(kv_width));
+            for (int h = 0; h < heads.query; ++h, from += dim, to += dim) {
+                prepare(from, q_norm, angles);
+                keep<T>(head, dim, 1.0f, to);
+            }
+            S *key = k + slots[t] * kv_width, *value = v + slots[t] * kv_width;
+            for (int h = 0; h < heads.kv; ++h, from += dim, key += dim) {
+                prepare(from, k_norm, angles);
+                keep<T>(head, dim, k_scale, key);
+            }
+            for (int h = 0; h < heads.kv; ++h, from += dim, value += dim) keep<T>(from, dim, v_scale, value);
         }
     });
 }
@@ -160,9 +190,10 @@ inline void pack_values(const bf16* const* rows, int keys, int dim, uint32_t* pa
 
 // ------------------------------------------------------------------------------------------------------------ attend
 
-template <class T> struct Pool {
-    const T* k;
-    const T* v;
+template <class S> struct Pool {
+    const S* k;
+    const S* v;
+    float k_scale, v_scale;
     const int32_t* tables;
     int64_t table_stride;
     int page_size;
@@ -180,7 +211,7 @@ template <class T> struct Pool {
     // Asks the memory for the keys and values at positions [first, last) of a head.
     void prefetch(const int32_t* table, Heads heads, int head, int first, int last) const {
         locate(table, heads, head, first, last, [&](int, int64_t at) {
-            for (int i = 0; i < heads.dim; i += 64 / static_cast<int>(sizeof(T))) {
+            for (int i = 0; i < heads.dim; i += 64 / static_cast<int>(sizeof(S))) {
                 __builtin_prefetch(k + at + i);
                 __builtin_prefetch(v + at + i);
             }
@@ -199,16 +230,18 @@ template <class T> struct Block {
     float* totals;     // [rows][16] sums of shares so far, lane by lane
     uint32_t* keys;    // two panels
     uint32_t* values;  // padded_dim / 32 panels
+    T* decoded;        // [2][64][padded_dim] keys and values that the memory holds as codes
 
     static constexpr int kKeyWords = kKeys / Word<T>::elements;
 };
 
-template <class T> Block<T> make_block(Scratch& scratch, int rows, int group, int first_position, int dim) {
+template <class T> Block<T> make_block(Scratch& scratch, int rows, int group, int first_position, int dim, bool codes) {
     Block<T> b{};
     b.rows = rows, b.group = group, b.first_position = first_position;
     b.words = words_of<T>(dim), b.padded_dim = blocks_of(dim, kPanel) * kPanel;
     const size_t n = static_cast<size_t>(rows), words = static_cast<size_t>(b.words), wide = static_cast<size_t>(b.padded_dim);
-    const size_t sizes[] = {n * kKeys, n * wide, n * kLanes, words * kKeys, Block<T>::kKeyWords * wide, n * kKeys, n * words, n};
+    const size_t decoded = codes ? 2 * kKeys * wide : 0;
+    const size_t sizes[] = {n * kKeys, n * wide, n * kLanes, words * kKeys, Block<T>::kKeyWords * wide, n * kKeys, n * words, n, decoded};
     size_t total = 0;
     for (const size_t size : sizes) total += (size + 15) / 16 * 16;
     float* at = scratch.reserve<float>(total);
@@ -220,6 +253,7 @@ template <class T> Block<T> make_block(Scratch& scratch, int rows, int group, in
     b.scores = take(0), b.sums = take(1), b.totals = take(2);
     b.keys = reinterpret_cast<uint32_t*>(take(3)), b.values = reinterpret_cast<uint32_t*>(take(4));
     b.shares = reinterpret_cast<T*>(take(5)), b.q = reinterpret_cast<uint32_t*>(take(6)), b.largest = take(7);
+    b.decoded = reinterpret_cast<T*>(take(8));
     std::memset(b.sums, 0, n * wide * sizeof(float));
     std::memset(b.totals, 0, n * kLanes * sizeof(float));
     for (int r = 0; r < rows; ++r) b.largest[r] = kNone;
@@ -263,14 +297,26 @@ template <class T> inline void weigh(Block<T>& b, int r, int first, int last, fl
     vstore(b.totals + r * kLanes, total);
 }
 
+// A head's key or value as numbers; codes are decoded into `room`.
+template <class T> inline const T* numbers(const T* held, int, T*) { return held; }
+template <class T> inline const T* numbers(const e4m3* held, int dim, T* room) {
+    for (int i = 0; i < dim; i += kLanes) {
+        uint8_t codes[kLanes] = {};
+        std::memcpy(codes, held + i, static_cast<size_t>(at_most(dim - i, kLanes)));
+        vstore(room + i, e4m3_lanes(codes));
+    }
+    return room;
+}
+
 // Adds the keys [first, last) of the block that starts at `start` to every row.
-template <class T>
-void add_keys(Block<T>& b, const Pool<T>& pool, const int32_t* table, Heads heads, int head, int start, int first, int last,
+template <class T, class S>
+void add_keys(Block<T>& b, const Pool<S>& pool, const int32_t* table, Heads heads, int head, int start, int first, int last,
               int window, float scale) {
     const T *keys[kKeys] = {}, *values[kKeys] = {};
     pool.locate(table, heads, head, first, last, [&](int j, int64_t at) {
-        keys[j - start] = pool.k + at;
-        values[j - start] = pool.v + at;
+        T* room = b.decoded + static_cast<int64_t>(j - start) * 2 * b.padded_dim;
+        keys[j - start] = numbers(pool.k + at, heads.dim, room);
+        values[j - start] = numbers(pool.v + at, heads.dim, room + b.padded_dim);
     });
     const int count = last - start, panels = blocks_of(count, kPanel);
     for (int j = 0; j < panels * kPanel; j += 16)
@@ -299,12 +345,12 @@ struct Work {
     int row, first_query, queries, position;  // of the first query
 };
 
-template <class T>
-void attend_block(const Work& work, int head, const T* q, const T* gates, int64_t gates_stride, const Pool<T>& pool,
+template <class T, class S>
+void attend_block(const Work& work, int head, const T* q, const T* gates, int64_t gates_stride, const Pool<S>& pool,
                   Heads heads, int window, float scale, T* out) {
     thread_local Scratch scratch;
     const int group = heads.query / heads.kv, dim = heads.dim;
-    Block<T> b = make_block<T>(scratch, work.queries * group, group, work.position, dim);
+    Block<T> b = make_block<T>(scratch, work.queries * group, group, work.position, dim, !std::is_same_v<S, T>);
     for (int r = 0; r < b.rows; ++r) {
         const int64_t from = static_cast<int64_t>(work.first_query + r / group) * heads.query + head * group + r % group;
         std::memcpy(b.q + static_cast<int64_t>(r) * b.words, q + from * dim, sizeof(T) * static_cast<size_t>(dim));
@@ -321,15 +367,15 @@ void attend_block(const Work& work, int head, const T* q, const T* gates, int64_
         const int64_t token = work.first_query + r / group;
         const int query_head = head * group + r % group;
         const vf gate = vsigmoid(vset(to_float(gates[token * gates_stride + query_head])));
-        const vf factor = vdiv(gate, vset(vsum(vload(b.totals + r * kLanes))));
+        const vf factor = vmul(vdiv(gate, vset(vsum(vload(b.totals + r * kLanes)))), vset(pool.v_scale));
         const float* sums = b.sums + static_cast<int64_t>(r) * b.padded_dim;
         T* to = out + (token * heads.query + query_head) * dim;
         for (int i = 0; i < dim; i += kLanes) vstore_n(to + i, vmul(vload(sums + i), factor), dim - i);
     }
 }
 
-template <class T>
-void attend(const T* q, const T* gates, int64_t gates_stride, const Pool<T>& pool, const int32_t* query_starts,
+template <class T, class S>
+void attend(const T* q, const T* gates, int64_t gates_stride, const Pool<S>& pool, const int32_t* query_starts,
             const int32_t* kv_lens, int rows, Heads heads, int window, float scale, T* out) {
     thread_local Scratch scratch;
     const int per_task = at_least(1, kBlockRows / (heads.query / heads.kv));
@@ -348,7 +394,7 @@ void attend(const T* q, const T* gates, int64_t gates_stride, const Pool<T>& poo
     }
     const int threads = keys * heads.kv * heads.dim < kElementsWorthATeam ? 1 : thread_count();
     each(count * heads.kv, threads, [&](int task) {
-        attend_block(list[task / heads.kv], task % heads.kv, q, gates, gates_stride, pool, heads, window, scale * kLog2E, out);
+        attend_block(list[task / heads.kv], task % heads.kv, q, gates, gates_stride, pool, heads, window, scale * pool.k_scale * kLog2E, out);
     });
 }
 
@@ -358,29 +404,34 @@ void attend(const T* q, const T* gates, int64_t gates_stride, const Pool<T>& poo
 
 using namespace srt;
 
-// Tensors of one call are of one dtype, except rope (float32), positions and slots (int64).
+// Tensors of one call are of one dtype, except rope (float32), positions and slots (int64), and KV memory, which may hold
+// e4m3 codes.
 struct StoreCall {
-    int32_t dtype, q_heads, kv_heads, head_dim, rotary_dim;
+    int32_t dtype, kv_dtype, q_heads, kv_heads, head_dim, rotary_dim;
     float eps;
     const void *q_norm, *k_norm;
     const float* rope;
     void *k, *v;
+    const float *k_scale, *v_scale;
 };
 
 SRT_API void srt_store(const StoreCall* c, const void* qkv, int64_t stride, int tokens, const int64_t* positions,
                        const int64_t* slots, void* q) {
     with_type(c->dtype, qkv, [&](auto* from) {
-        store(from, stride, tokens, Heads{c->q_heads, c->kv_heads, c->head_dim}, c->rotary_dim, same_type(from, c->q_norm),
-              same_type(from, c->k_norm), c->rope, positions, slots, same_type(from, c->k), same_type(from, c->v),
-              same_type(from, q), c->eps);
+        with_kv(c->kv_dtype, from, c->k, [&](auto* k) {
+            store(from, stride, tokens, Heads{c->q_heads, c->kv_heads, c->head_dim}, c->rotary_dim, same_type(from, c->q_norm),
+                  same_type(from, c->k_norm), c->rope, positions, slots, k, same_type(k, c->v), *c->k_scale, *c->v_scale,
+                  same_type(from, q), c->eps);
+        });
     });
 }
 
 struct AttendCall {
-    int32_t dtype, q_heads, kv_heads, head_dim, window;  // window 0: none
+    int32_t dtype, kv_dtype, q_heads, kv_heads, head_dim, window;  // window 0: none
     float scale;
     int32_t page_size;
-    const void *k, *v;
+    void *k, *v;
+    const float *k_scale, *v_scale;
 };
 
 struct AttendBatch {
@@ -393,9 +444,13 @@ struct AttendBatch {
 SRT_API void srt_attend(const AttendCall* c, const AttendBatch* b, const void* q, const void* gates, int64_t gates_stride,
                         void* out) {
     with_type(c->dtype, q, [&](auto* from) {
-        using T = std::remove_const_t<std::remove_pointer_t<decltype(from)>>;
-        const Pool<T> pool{same_type(from, c->k), same_type(from, c->v), b->tables, b->table_stride, c->page_size};
-        attend(from, same_type(from, gates), gates_stride, pool, b->query_starts, b->kv_lens, b->rows,
-               Heads{c->q_heads, c->kv_heads, c->head_dim}, c->window, c->scale, same_type(from, out));
+        with_kv(c->kv_dtype, from, c->k, [&](auto* k) {
+            using S = std::remove_pointer_t<decltype(k)>;
+            const bool codes = c->kv_dtype == kE4m3Codes;
+            const Pool<S> pool{k,         same_type(k, c->v), codes ? *c->k_scale : 1.0f, codes ? *c->v_scale : 1.0f,
+                               b->tables, b->table_stride,    c->page_size};
+            attend(from, same_type(from, gates), gates_stride, pool, b->query_starts, b->kv_lens, b->rows,
+                   Heads{c->q_heads, c->kv_heads, c->head_dim}, c->window, c->scale, same_type(from, out));
+        });
     });
 }

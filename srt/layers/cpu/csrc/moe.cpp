@@ -4,7 +4,7 @@
 // at a time the down projections of all experts. A token adds up its experts in the order of their numbers, the shared one
 // last, in float32: an order that no other token has a say in.
 #include "api.h"
-#include "gemm.h"
+#include "matrix.h"
 
 namespace srt {
 
@@ -14,7 +14,7 @@ constexpr int kTokensAtOnce = 2048;  // bounds the scratch, and the sums of a ta
 constexpr int kRowsOfTask = 48;
 
 struct Expert {
-    const uint32_t *gate_up, *down;
+    Matrix gate_up, down;
     int width;         // activations of a token
     float limit;       // infinite: none
     int begin, end;    // its rows among the sorted assignments
@@ -41,8 +41,7 @@ void gate_task(const GateTask& task, const Expert& expert, Rows x, const int32_t
         from = Rows{copy, words};
     }
     for (int panel = task.first_panel; panel < task.last_panel; ++panel) {
-        const uint32_t* weights = expert.gate_up + static_cast<int64_t>(panel) * words * kPanel;
-        rows_times_panel<T>(from, 0, rows, weights, words, [&](int first, int height, const float* sums) {
+        rows_times<T>(from, 0, rows, expert.gate_up, panel, [&](int first, int height, const float* sums) {
             T* to = acts + static_cast<int64_t>(task.begin + first) * layout.stride + panel * kLanes;
             for (int r = 0; r < height; ++r, to += layout.stride, sums += kPanel)
                 vstore(to, vgated(vload(sums), vload(sums + kLanes), expert.limit));
@@ -62,10 +61,8 @@ void down_task(int first_panel, int last_panel, const Expert* experts, int count
     for (int e = 0; e < count; ++e) {
         const Expert& expert = experts[e];
         if (expert.begin == expert.end) continue;
-        const int words = words_of<T>(expert.width);
         for (int panel = first_panel; panel < last_panel; ++panel) {
-            const uint32_t* down = expert.down + static_cast<int64_t>(panel) * words * kPanel;
-            rows_times_panel<T>(rows, expert.begin, expert.end, down, words, [&](int first, int height, const float* sums) {
+            rows_times<T>(rows, expert.begin, expert.end, expert.down, panel, [&](int first, int height, const float* sums) {
                 for (int r = first; r < first + height; ++r, sums += kPanel) {
                     float* to = total + static_cast<int64_t>(tokens[r]) * wide + (panel - first_panel) * kPanel;
                     const vf share = vset(weights[r]);
@@ -87,17 +84,22 @@ struct Assignments {
     float* weights;
 };
 
-void sort_by_expert(const int32_t* ids, const float* weights, int n, int chosen, Expert* experts, int count, Assignments to) {
-    for (int i = 0; i < n * chosen; ++i) ++experts[ids[i]].end;
-    for (int e = 0, at = 0; e < count; ++e) {
+// Returns how many there are; an id of `count` or more stands for an expert elsewhere.
+int sort_by_expert(const int32_t* ids, const float* weights, int n, int chosen, Expert* experts, int count, Assignments to) {
+    for (int i = 0; i < n * chosen; ++i)
+        if (ids[i] < count) ++experts[ids[i]].end;
+    int next = 0;
+    for (int e = 0; e < count; ++e) {
         const int rows = experts[e].end;
-        experts[e].begin = experts[e].end = at;
-        at += rows;
+        experts[e].begin = experts[e].end = next;
+        next += rows;
     }
     for (int i = 0; i < n * chosen; ++i) {
+        if (ids[i] >= count) continue;
         const int at = experts[ids[i]].end++;
         to.tokens[at] = i / chosen, to.weights[at] = weights[i];
     }
+    return next;
 }
 
 int list_gate_tasks(const Expert* experts, int count, GateTask* list) {
@@ -116,27 +118,29 @@ int list_gate_tasks(const Expert* experts, int count, GateTask* list) {
 struct MoeCall {
     int32_t dtype, hidden, experts, chosen, width;
     float limit;
-    const uint32_t *gate_up, *down;
+    Matrix gate_up, down;  // the first expert's; the others follow panel on panel
     int32_t shared_width;  // 0: no shared expert
     float shared_limit;
-    const uint32_t *shared_gate_up, *shared_down;
+    const uint8_t *shared_gate_up, *shared_down;  // plain
 };
 
 template <class T>
 void run(const MoeCall& c, Rows x, const int32_t* ids, const float* weights, int n, T* out) {
     thread_local Scratch expert_scratch, task_scratch, token_scratch, weight_scratch, act_scratch;
     const Layout layout{c.hidden, words_of<T>(c.hidden), blocks_of(at_least(c.width, c.shared_width), kLanes) * kLanes};
-    const int count = c.experts + (c.shared_width > 0), routed = n * c.chosen, rows = routed + (c.shared_width > 0 ? n : 0);
+    const int count = c.experts + (c.shared_width > 0), most_rows = n * c.chosen + (c.shared_width > 0 ? n : 0);
     const int hidden_panels = blocks_of(c.hidden, kPanel), gate_panels = blocks_of(c.width, kLanes);
-    const int64_t gate_words = static_cast<int64_t>(gate_panels) * layout.hidden_words * kPanel;
-    const int64_t down_words = static_cast<int64_t>(hidden_panels) * words_of<T>(c.width) * kPanel;
     Expert* experts = expert_scratch.reserve<Expert>(static_cast<size_t>(count));
-    for (int e = 0; e < c.experts; ++e) experts[e] = Expert{c.gate_up + e * gate_words, c.down + e * down_words, c.width, c.limit, 0, 0};
-    const Assignments sorted{token_scratch.reserve<int32_t>(static_cast<size_t>(rows)), weight_scratch.reserve<float>(static_cast<size_t>(rows))};
-    sort_by_expert(ids, weights, n, c.chosen, experts, c.experts, sorted);
+    for (int64_t e = 0; e < c.experts; ++e)
+        experts[e] = Expert{c.gate_up.after<T>(e * gate_panels), c.down.after<T>(e * hidden_panels), c.width, c.limit, 0, 0};
+    const Assignments sorted{token_scratch.reserve<int32_t>(static_cast<size_t>(most_rows)),
+                             weight_scratch.reserve<float>(static_cast<size_t>(most_rows))};
+    int rows = sort_by_expert(ids, weights, n, c.chosen, experts, c.experts, sorted);
     if (c.shared_width > 0) {
-        experts[c.experts] = Expert{c.shared_gate_up, c.shared_down, c.shared_width, c.shared_limit, routed, rows};
-        for (int t = 0; t < n; ++t) sorted.tokens[routed + t] = t, sorted.weights[routed + t] = 1.0f;
+        const Matrix gate_up{kPlain, c.hidden, c.shared_gate_up, nullptr, nullptr};
+        const Matrix down{kPlain, c.shared_width, c.shared_down, nullptr, nullptr};
+        experts[c.experts] = Expert{gate_up, down, c.shared_width, c.shared_limit, rows, rows + n};
+        for (int t = 0; t < n; ++t, ++rows) sorted.tokens[rows] = t, sorted.weights[rows] = 1.0f;
     }
     const int most_tasks = (rows / kRowsOfTask + count) * blocks_of(layout.stride, kLanes);
     GateTask* list = task_scratch.reserve<GateTask>(static_cast<size_t>(most_tasks));
