@@ -21,10 +21,6 @@ from srt.payloads import Constraint
 Mask = NDArray[np.int32]
 
 
-class GrammarError(Exception):
-    """A constraint cannot be obeyed; the message tells its author why."""
-
-
 class Vocabulary(msgspec.Struct, frozen=True):
     """The tokens that a grammar is made of: bytes by id, nothing for special tokens and for ids without a token."""
 

@@ -19,7 +19,8 @@ import msgspec
 import setproctitle
 
 from srt.grammar.backends import open_backend
-from srt.grammar.contract import GrammarBackend, GrammarError, Vocabulary
+from srt.grammar.contract import GrammarBackend, Vocabulary
+from srt.grammar.errors import GrammarError
 from srt.grammar.shelf import GrammarFiles, key_of
 from srt.grammar.texts import check
 from srt.payloads import Constraint

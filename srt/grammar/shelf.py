@@ -14,7 +14,8 @@ from typing import Final
 
 import msgspec
 
-from srt.grammar.contract import Compiled, GrammarBackend, GrammarError
+from srt.grammar.contract import Compiled, GrammarBackend
+from srt.grammar.errors import GrammarError
 from srt.payloads import Constraint
 
 KEY_BYTES: Final = 16

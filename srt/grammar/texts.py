@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from srt.grammar.contract import GrammarError
+from srt.grammar.errors import GrammarError
 from srt.payloads import Constraint
 
 MAX_BYTES: Final = 256 << 10

@@ -10,7 +10,8 @@ import msgspec
 import xgrammar
 from xgrammar import CompiledGrammar, GrammarCompiler, GrammarMatcher, StructuralTag, StructuralTagItem
 
-from srt.grammar.contract import Compiled, GrammarError, Mask, Matcher, Vocabulary
+from srt.grammar.contract import Compiled, Mask, Matcher, Vocabulary
+from srt.grammar.errors import GrammarError
 from srt.grammar.texts import choice_grammar
 from srt.payloads import Constraint
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from srt.errors import ProcessLost
-from srt.messages import Emission, Finish, ImageWork, StepResult
-from srt.scheduler.life import close, count_if_freed, emit, leave_if_settled
+from srt.errors import ErrorCode, ProcessLost
+from srt.messages import Emission, Finish, ImageWork, RowEnding, StepResult
+from srt.scheduler.life import close, count_if_freed, emit, fail, leave_if_settled
 from srt.scheduler.request import Phase, Request, Row
 from srt.scheduler.state import Grant, SchedulerState
 
@@ -28,12 +28,15 @@ def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emiss
     if flight.decodes:
         tokens_us = sum(result.token_counts), result.elapsed_us, result.guess_us
         state.depth.observe(len(flight.grants), sum(result.drafted), *tokens_us)
+    endings = {ending.at: ending for ending in result.endings}
     emissions: list[Emission] = []
     at = emitted = 0
     for grant in flight.grants:
         tokens: tuple[int, ...] = ()
         drafted = 0
+        ending = None
         if grant.emits:
+            ending = endings.get(emitted)
             count = result.token_counts[emitted]
             tokens = tuple(result.token_ids[at : at + count])
             at += count
@@ -46,7 +49,7 @@ def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emiss
                 )
         if drafted:
             observe(state, grant.request, drafted, len(tokens) - 1)
-        emission = settle_row(state, grant, tokens, now_ns)
+        emission = settle_row(state, grant, tokens, now_ns, ending)
         if emission is not None:
             emissions.append(emission)
     return emissions
@@ -69,7 +72,9 @@ def observe(state: SchedulerState, request: Request, drafted: int, accepted: int
         state.totals.speculation.observe(drafted, accepted)
 
 
-def settle_row(state: SchedulerState, grant: Grant, tokens: tuple[int, ...], now_ns: int) -> Emission | None:
+def settle_row(
+    state: SchedulerState, grant: Grant, tokens: tuple[int, ...], now_ns: int, ending: RowEnding | None = None
+) -> Emission | None:
     """One row of a step. Tokens of a row that drains are dropped: its request has ended, or will sample them again."""
     request, row = grant.request, grant.row
     right = len(tokens) - grant.emits
@@ -80,11 +85,16 @@ def settle_row(state: SchedulerState, grant: Grant, tokens: tuple[int, ...], now
     finish = None
     if request.phase is Phase.RUNNING:
         row.pending -= grant.emits + grant.drafts
-        accepted, finish = accept(request, row, tokens)
+        accepted, finish = accept(request, row, tokens if ending is None else tokens[: ending.tokens])
+        if ending is not None and finish is None:
+            finish = Finish("stop")
         state.totals.generated_tokens += len(accepted)
         if accepted and request.stamps.first_token_ns is None:
             request.stamps.first_token_ns = now_ns
     commit(state, request, row)
+    if request.phase is Phase.RUNNING and ending is not None and ending.fault:
+        fail(state, request, ErrorCode.CONSTRAINT_FAILED, ending.fault, now_ns)
+        return None
     if finish is not None:
         return close(state, request, finish, now_ns, *accepted)
     leave_if_settled(state, request)

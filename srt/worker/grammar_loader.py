@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import zmq
 
-from srt.grammar.contract import GrammarError
+from srt.grammar.errors import GrammarError
 from srt.grammar.shelf import Shelf
 from srt.messages import GrammarLoaded, ToGrammars
 from srt.wire import Inbox, Outbox

@@ -12,7 +12,8 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from srt.grammar.contract import GrammarError, Mask, Matcher
+from srt.grammar.contract import Mask, Matcher
+from srt.grammar.errors import GrammarError
 from srt.grammar.shelf import Shelf
 from srt.messages import GrammarSpec, RowEnding, RowStart, StepPlan
 from srt.worker.masks import Masks
