@@ -25,7 +25,11 @@ from srt.payloads import GrammarSpec as GrammarSpec
 from srt.payloads import GroupUsage as GroupUsage
 from srt.payloads import ImageSource as ImageSource
 from srt.payloads import ImageSpan as ImageSpan
+from srt.payloads import LogprobParams as LogprobParams
+from srt.payloads import Logprobs as Logprobs
+from srt.payloads import LogprobSpec as LogprobSpec
 from srt.payloads import Message as Message
+from srt.payloads import RowLogprobs as RowLogprobs
 from srt.payloads import SamplingParams as SamplingParams
 from srt.payloads import SamplingSpec as SamplingSpec
 from srt.payloads import SpeculationCounts as SpeculationCounts
@@ -33,6 +37,7 @@ from srt.payloads import StopSpec as StopSpec
 from srt.payloads import TextPrompt as TextPrompt
 from srt.payloads import Timing as Timing
 from srt.payloads import TokenPrompt as TokenPrompt
+from srt.payloads import joined as joined
 
 # --- requests on their way down -------------------------------------------------------------------------
 
@@ -104,6 +109,10 @@ class Emission(Message, frozen=True):
     timing: Timing | None = None
     speculation: SpeculationCounts | None = None
     """Of the request so far; None if it never had guesses to check."""
+    logprobs: Logprobs | None = None
+    """Of `token_ids`, where the request wants them."""
+    prompt_logprobs: Logprobs | None = None
+    """Of the next positions of its prompt."""
 
 
 class Emitted(Message, frozen=True):
@@ -129,6 +138,10 @@ class Delta(Message, frozen=True):
     finish: Finish | None = None
     timing: Timing | None = None
     speculation: SpeculationCounts | None = None
+    logprobs: Logprobs | None = None
+    """Of `token_ids`, where the request wants them."""
+    prompt_logprobs: Logprobs | None = None
+    """Of the next positions of its prompt."""
 
 
 class Deltas(Message, frozen=True):
@@ -345,6 +358,8 @@ class RowStart(Message, frozen=True):
 
     `token_ids`: all tokens known so far (prompt, then what was generated before a retraction), int32 bytes.
     `computed`: how many of them have KV already (prefix hit). `prompt_tokens` splits prompt from generated.
+    `logprobs_from`: the first position of the prompt whose log probability is still wanted, at least `computed` + 1;
+    None if none is.
     """
 
     row: int
@@ -354,6 +369,7 @@ class RowStart(Message, frozen=True):
     sampling: SamplingSpec
     images: tuple[ImageSpan, ...] = ()
     """Those that reach beyond `computed`."""
+    logprobs_from: int | None = None
 
 
 class PageUpdate(Message, frozen=True):
@@ -422,6 +438,8 @@ class StepResult(Message, frozen=True):
     """Part of `elapsed_us` that went into guesses for the next step."""
     endings: list[RowEnding] = []
     """Of rows with a grammar, in plan order."""
+    logprobs: list[RowLogprobs] = []
+    """Of rows that want them, in plan order."""
 
 
 class WorkerFault(Message, frozen=True):
@@ -500,5 +518,6 @@ ToScheduler = (
     | WorkerFault
 )
 ToWorker = StepPlan | StartProfile | StopProfile
+ToGrammars = PrepareGrammar
 ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats | ServerReady | ServerLost
 ToLaunch = Ready | Progress | Fatal

@@ -38,9 +38,7 @@ class SideProcess:
     """`python -m MODULE`, which is told `setup` first and then one job after the other over its stdin."""
 
     def __init__(self, module: str, setup: msgspec.Struct) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        self._process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._jobs, self._answers = self._process.stdin, self._process.stdout

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -29,65 +29,60 @@ STRUCTURED: Final[dict[str, ConstraintKind]] = {
 """Members of `structured_outputs`."""
 
 
-class Asked(NamedTuple):
-    """A constraint and the field that asked for it."""
-
-    field: str
-    constraint: Constraint
-
-
-def native_constraint(body: SharedSampling) -> Asked | None:
+def native_constraint(body: SharedSampling, *, after_thinking: bool) -> Constraint | None:
     """The constraint of `sampling_params`. Raises: ServingError if there are several, or it cannot be one."""
-    return _one([*_shared(body)])
+    return _one([*_shared(body)], after_thinking=after_thinking)
 
 
-def openai_constraint(body: OpenAIBody) -> Asked | None:
+def openai_constraint(body: OpenAIBody, *, after_thinking: bool) -> Constraint | None:
     """The constraint of a chat or a completion. Raises: ServingError if there are several, or it cannot be one."""
-    return _one([*_response_format(body.response_format), *_structured(body.structured_outputs), *_shared(body)])
+    asked = [*_response_format(body.response_format), *_structured(body.structured_outputs), *_shared(body)]
+    return _one(asked, after_thinking=after_thinking)
 
 
-def _one(asked: list[Asked]) -> Asked | None:
+def _one(asked: list[Constraint], *, after_thinking: bool) -> Constraint | None:
     if len(asked) > 1:
-        names = " and ".join(f"'{one.field}'" for one in asked)
+        names = " and ".join(f"'{constraint.field}'" for constraint in asked)
         raise invalid(f"{names} are given: an answer has one form, send one of them", asked[1].field)
-    for one in asked:
+    for constraint in asked:
         try:
-            check(one.constraint)
+            check(constraint)
         except GrammarError as error:
-            raise invalid(f"'{one.field}' cannot be obeyed: {error}", one.field) from error
-    return asked[0] if asked else None
+            raise invalid(f"'{constraint.field}' cannot be obeyed: {error}", constraint.field) from error
+        return msgspec.structs.replace(constraint, after_thinking=after_thinking)
+    return None
 
 
-def _shared(body: SharedSampling) -> Iterator[Asked]:
+def _shared(body: SharedSampling) -> Iterator[Constraint]:
     if body.json_schema == ANY_JSON:
-        yield Asked("json_schema", Constraint("json_object"))
+        yield Constraint("json_object", field="json_schema")
     elif body.json_schema:
-        yield Asked("json_schema", Constraint("json_schema", _json(body.json_schema)))
+        yield Constraint("json_schema", _json(body.json_schema), field="json_schema")
     if body.regex:
-        yield Asked("regex", Constraint("regex", body.regex))
+        yield Constraint("regex", body.regex, field="regex")
     if body.ebnf:
-        yield Asked("ebnf", Constraint("ebnf", body.ebnf))
+        yield Constraint("ebnf", body.ebnf, field="ebnf")
     if body.structural_tag:
-        yield Asked("structural_tag", Constraint("structural_tag", _json(body.structural_tag)))
+        yield Constraint("structural_tag", _json(body.structural_tag), field="structural_tag")
 
 
-def _response_format(given: dict[str, Any] | None) -> Iterator[Asked]:
+def _response_format(given: dict[str, Any] | None) -> Iterator[Constraint]:
     field = "response_format"
     match given:
         case None | {"type": "text"}:
             return
         case {"type": "json_object"}:
-            yield Asked(field, Constraint("json_object"))
+            yield Constraint("json_object", field=field)
         case {"type": "json_schema", "json_schema": {"schema": dict() as schema, **more}}:
             strict = more.get("strict")
             if strict not in (None, True, False):
                 raise invalid(f"'{field}.json_schema.strict' must be true or false, got {shown(strict)}", field)
-            yield Asked(field, Constraint("json_schema", _json(schema), strict=strict is not False))
+            yield Constraint("json_schema", _json(schema), strict=strict is not False, field=field)
         case {"type": "json_schema"}:
             name = f"{field}.json_schema.schema"
             raise invalid(f"'{name}' is required, a JSON schema as an object", name)
         case {"type": "structural_tag"}:
-            yield Asked(field, Constraint("structural_tag", _json(given)))
+            yield Constraint("structural_tag", _json(given), field=field)
         case _:
             raise invalid(
                 f"'{field}.type' is {shown(given.get('type'))}, it must be one of text, json_object, json_schema, "
@@ -96,7 +91,7 @@ def _response_format(given: dict[str, Any] | None) -> Iterator[Asked]:
             )
 
 
-def _structured(given: dict[str, Any] | None) -> Iterator[Asked]:
+def _structured(given: dict[str, Any] | None) -> Iterator[Constraint]:
     for name, value in (given or {}).items():
         field = f"structured_outputs.{name}"
         kind = STRUCTURED.get(name)
@@ -106,13 +101,13 @@ def _structured(given: dict[str, Any] | None) -> Iterator[Asked]:
             raise invalid(f"'{field}' is not supported: it must be one of {', '.join(STRUCTURED)}", field)
         match kind, value:
             case "json_object", True:
-                yield Asked(field, Constraint("json_object"))
-            case ("json_schema" | "structural_tag"), dict() | str():
-                yield Asked(field, Constraint(kind, _json(value)))
-            case ("regex" | "ebnf"), str():
-                yield Asked(field, Constraint(kind, value))
+                yield Constraint("json_object", field=field)
+            case (("json_schema" | "structural_tag"), dict() | str()):
+                yield Constraint(kind, _json(value), field=field)
+            case (("regex" | "ebnf"), str()):
+                yield Constraint(kind, value, field=field)
             case "choice", list():
-                yield Asked(field, Constraint(kind, _json(value)))
+                yield Constraint(kind, _json(value), field=field)
             case _:
                 raise invalid(f"'{field}' cannot be {shown(value)}", field)
 

@@ -363,8 +363,10 @@ class ServerConfig(msgspec.Struct, frozen=True):
     max_grammar_seconds: Annotated[
         float,
         Option(
-            GRAMMARS, "What compiling a constraint may take; one that takes longer is answered with 400.",
-            unit="seconds", minimum=0.1,
+            GRAMMARS,
+            "What compiling a constraint may take of a core; one that takes longer is answered with 400.",
+            unit="seconds",
+            minimum=0.1,
         ),
     ] = 10.0
 

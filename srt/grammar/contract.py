@@ -48,7 +48,7 @@ class Matcher(Protocol):
     """Where one answer stands in its grammar."""
 
     def accept(self, token: int) -> bool:
-        """Go on with a token, if it is allowed; else stay. A stop id is allowed where the grammar can end."""
+        """Go on with a token, if it is allowed; else stay. Stop ids never come here: nothing follows them."""
         ...
 
     def rollback(self, count: int) -> None:
@@ -56,7 +56,7 @@ class Matcher(Protocol):
         ...
 
     def fill(self, mask: Mask) -> None:
-        """Write which tokens are allowed next. Not after a stop id."""
+        """Write which tokens are allowed next, stop ids where the grammar can end."""
         ...
 
     def can_end(self) -> bool:

@@ -14,6 +14,9 @@ MAX_BYTES: Final = 256 << 10
 MAX_DEPTH: Final = 64
 """Most lists and objects within one another, in a constraint that is JSON."""
 
+MOST_WHITESPACE: Final = 16
+"""White space in a row within JSON: enough to indent, too little to be written for ever."""
+
 
 def check(constraint: Constraint) -> None:
     """Raises: GrammarError if a constraint is larger than any grammar should be, or no JSON where it must be."""
@@ -39,6 +42,26 @@ def choice_grammar(text: str) -> str:
     if not choices or not all(choices):
         raise GrammarError("it must be a list of texts, at least one, none of them empty")
     return "root ::= " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in dict.fromkeys(choices))
+
+
+def closed(schema: str) -> str:
+    """A JSON schema in which objects have no properties but those that it lists."""
+    document = msgspec.json.decode(schema)
+    level = [document]
+    while level:
+        below: list[Any] = []
+        for value in level:
+            match value:
+                case dict():
+                    if isinstance(value.get("properties"), dict) and "additionalProperties" not in value:
+                        value["additionalProperties"] = False
+                    below += value.values()
+                case list():
+                    below += value
+                case _:
+                    pass
+        level = below
+    return msgspec.json.encode(document).decode()
 
 
 def _depth(document: Any) -> int:

@@ -12,11 +12,8 @@ from xgrammar import CompiledGrammar, GrammarCompiler, GrammarMatcher, Structura
 
 from srt.grammar.contract import Compiled, Mask, Matcher, Vocabulary
 from srt.grammar.errors import GrammarError
-from srt.grammar.texts import choice_grammar
+from srt.grammar.texts import MOST_WHITESPACE, choice_grammar
 from srt.payloads import Constraint
-
-MOST_WHITESPACE: Final = 16
-"""White space in a row within JSON: enough to indent, too little to be written for ever."""
 
 ANY_OBJECT: Final = '{"type":"object","additionalProperties":true}'
 

@@ -78,9 +78,9 @@ class SchedulerState:
 
     `live`: requests that have not been closed, by id. `running`: those in phase RUNNING, oldest first. `rows`: whoever
     holds a row, RUNNING or DRAINING. `freed_rows`: rows given up that the worker has not been told of. `released`:
-    ended requests whose images the tokenizer has not been told may go. `failed`: errors that it has not been told. `share`: part
-    of its `max_new_tokens` that a request is expected to use, learned from those that ended. `blocked`: what the
-    world looked like when the next request last did not fit.
+    ended requests whose images the tokenizer has not been told may go. `failed`: errors that it has not been told.
+    `share`: part of its `max_new_tokens` that a request is expected to use, learned from those that ended. `blocked`:
+    what the world looked like when the next request last did not fit.
     """
 
     limits: Limits

@@ -66,7 +66,7 @@ class NoGrammars:
     def begin(self, owner: str, constraint: Constraint) -> None:
         """Raises: ServingError, always."""
         text = "this server has been started without constrained output (--grammar-backend none)"
-        raise ServingError(ErrorCode.UNSUPPORTED_FIELD, text, constraint.kind)
+        raise ServingError(ErrorCode.UNSUPPORTED_FIELD, text, constraint.field or constraint.kind)
 
     def hear(self, news: GrammarStored | GrammarRefused | GrammarLoaded) -> None:
         """Never called: no grammar is ever made."""
@@ -180,7 +180,8 @@ class CompilingDesk:
 
     def _fail(self, owner: str, constraint: Constraint, text: str) -> None:
         self.release(owner)
-        error = ServingError(ErrorCode.INVALID_REQUEST, f"the {constraint.kind} cannot be obeyed: {text}", constraint.kind)
+        name = constraint.field or constraint.kind
+        error = ServingError(ErrorCode.INVALID_REQUEST, f"'{name}' cannot be obeyed: {text}", name)
         self._failed.append((owner, error))
 
     def take(self) -> tuple[list[Ready], list[Fault]]:

@@ -13,8 +13,8 @@ from typing import Protocol
 import msgspec
 
 from srt.grammar.process import MEMORY_BYTES, Outcome, Rejected, Setup, Stored
-from srt.pipes import STOP_SECONDS, SideProcess
 from srt.payloads import Constraint
+from srt.pipes import STOP_SECONDS, SideProcess
 
 
 class Courier(Protocol):
@@ -87,6 +87,6 @@ class GrammarPool:
 
     def _explain(self, status: int) -> Rejected:
         """What to tell the author of a constraint that ended its process."""
-        if status == -signal.SIGALRM:
-            return Rejected(f"it could not be compiled within {self._setup.seconds:g} s (--max-grammar-seconds)")
+        if status == -signal.SIGPROF:
+            return Rejected(f"compiling it takes more than {self._setup.seconds:g} s (--max-grammar-seconds)")
         return Rejected(f"compiling it takes more than {MEMORY_BYTES} bytes, or breaks the grammar library")

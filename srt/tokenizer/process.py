@@ -57,6 +57,7 @@ from srt.tokenizer.answer import Answer
 from srt.tokenizer.grammar_desk import open_desk as open_grammar_desk
 from srt.tokenizer.image_desk import open_desk
 from srt.tokenizer.image_prompt import Picture
+from srt.tokenizer.logprobs import Scores
 from srt.tokenizer.prompt import Prompter, unpack_ids
 from srt.tokenizer.sampling import SamplingDefaults, SamplingResolver
 from srt.tokenizer.template import ChatTemplate, find_template
@@ -134,11 +135,8 @@ class TokenizerProcess:
                 self.detokenize(message)
             case AbortAll() | FlushCache() | StartProfile() | StopProfile():
                 self.pass_down(message)
-            case ImageMade() | ImageRefused():
-                self.hear_of_image(message)
-            case GrammarStored() | GrammarRefused() | GrammarLoaded():
-                self.grammars.hear(message)
-                self.take_grammars()
+            case ImageMade() | ImageRefused() | GrammarStored() | GrammarRefused() | GrammarLoaded():
+                self.hear(message)
             case Done() | SchedulerStats():
                 self.api.send(message)
             case _:
@@ -157,10 +155,17 @@ class TokenizerProcess:
         self.arriving[request.rid] = request
         self.take_images()
 
-    def hear_of_image(self, news: ImageMade | ImageRefused) -> None:
-        """An image is made, or is not."""
-        self.images.hear(news)
-        self.take_images()
+    def hear(self, news: ImageMade | ImageRefused | GrammarStored | GrammarRefused | GrammarLoaded) -> None:
+        """An image or a grammar is made, or is not."""
+        match news:
+            case ImageMade() | ImageRefused():
+                self.images.hear(news)
+                self.take_images()
+            case GrammarStored() | GrammarRefused() | GrammarLoaded():
+                self.grammars.hear(news)
+                self.take_grammars()
+            case _:
+                assert_never(news)
 
     def take_images(self) -> None:
         """Go on with whose images are ready, and end those whose images are refused."""
@@ -199,6 +204,7 @@ class TokenizerProcess:
             self.images.release(request.rid)
             self.refuse(request, error)
             return
+        wanted = request.sampling.logprobs
         self.answers[request.rid] = Answer(
             request.rid,
             self.vocabulary,
@@ -208,6 +214,7 @@ class TokenizerProcess:
             prompt_tokens=prompt_tokens,
             images=len(spans),
             image_tokens=sum(span.tokens for span in spans),
+            scores=None if wanted is None else Scores(wanted, packed, self.vocabulary),
         )
         admit = Admit(
             request.rid,

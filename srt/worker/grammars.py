@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -76,6 +76,14 @@ class Stopwatch:
         return self._debt_s > CREDIT_SECONDS
 
 
+class Taken(NamedTuple):
+    """What kept tokens came to: `kept` of them count, and the last of these ended the grammar, or did not fit it."""
+
+    kept: int
+    ended: bool = False
+    wrong: bool = False
+
+
 class RowGrammar:
     """The grammar of one row. `waiting`: for the token behind which it begins. `ended`: nothing follows."""
 
@@ -116,8 +124,8 @@ class RowGrammar:
             self._matcher.rollback(accepted)
         return filled
 
-    def take(self, tokens: Sequence[int]) -> tuple[int, bool]:
-        """Go on over kept tokens: how many of them count, and whether the last one of these was not allowed."""
+    def take(self, tokens: Sequence[int]) -> Taken:
+        """Go on over kept tokens."""
         for count, token in enumerate(tokens, start=1):
             if self._waiting:
                 self._waiting = token != self._after
@@ -125,12 +133,12 @@ class RowGrammar:
                 self.ended = True
             elif not self._matcher.accept(token):
                 self.ended = True
-                return count, True
+                return Taken(count, ended=True, wrong=True)
             elif self._matcher.can_end() and not self._can_go_on():
                 self.ended = True
             if self.ended:
-                return count, False
-        return len(tokens), False
+                return Taken(count, ended=True)
+        return Taken(len(tokens))
 
     def _can_go_on(self) -> bool:
         mask = np.zeros_like(self._stop_mask)
@@ -171,8 +179,7 @@ class MatchedGrammars:
             return
         grammar = self._grammars[start.row] = RowGrammar(matcher, spec, self._words)
         said = np.frombuffer(start.token_ids, dtype="<i4")[start.prompt_tokens :].tolist()
-        _, wrong = grammar.take(said)
-        if wrong:
+        if grammar.take(said).wrong:
             self._faults[start.row] = "what was said before it was retracted does not follow its grammar"
 
     def masks(self, step: Step) -> Masks | None:
@@ -223,12 +230,12 @@ class MatchedGrammars:
         if grammar is None or grammar.ended:
             return None
         with grammar.watch:
-            count, wrong = grammar.take(tokens)
-        if wrong or (stuck is not None and stuck < count):
+            taken = grammar.take(tokens)
+        if taken.wrong or (stuck is not None and stuck < taken.kept):
             grammar.ended = True
-            return RowEnding(at, count, "no token of the vocabulary can follow here")
-        if grammar.ended:
-            return RowEnding(at, count)
+            return RowEnding(at, taken.kept, "no token of the vocabulary can follow in its grammar here")
+        if taken.ended:
+            return RowEnding(at, taken.kept)
         if grammar.watch.step_ended():
-            return RowEnding(at, count, f"its grammar takes more than {FREE_SECONDS * 1e3:g} ms a token")
+            return RowEnding(at, taken.kept, f"its grammar takes more than {FREE_SECONDS * 1e3:g} ms a token")
         return None

@@ -14,8 +14,8 @@ from srt.errors import SrtError
 from srt.heartbeat import Heartbeat
 from srt.messages import Progress, Ready, StartProfile, StepPlan, StopProfile, ToWorker, WorkerFault
 from srt.wire import Inbox, Outbox
-from srt.worker.profiling import Profiler
 from srt.worker.grammar_loader import GrammarLoader
+from srt.worker.profiling import Profiler
 from srt.worker.runner import Runner
 from srt.worker.startup import start
 
