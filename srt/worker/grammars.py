@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from srt.grammar.contract import Mask, Matcher
+from srt.configs.plan import RuntimePlan
+from srt.grammar.backends import open_backend
+from srt.grammar.contract import GrammarBackend, Mask, Matcher, Vocabulary
 from srt.grammar.errors import GrammarError
-from srt.grammar.shelf import Shelf
+from srt.grammar.shelf import GrammarFiles, Shelf
 from srt.messages import GrammarSpec, RowEnding, RowStart, StepPlan
 from srt.worker.masks import Masks
 from srt.worker.rows import Outcome, Rows, Step
@@ -239,3 +242,15 @@ class MatchedGrammars:
         if grammar.watch.step_ended():
             return RowEnding(at, taken.kept, f"its grammar takes more than {FREE_SECONDS * 1e3:g} ms a token")
         return None
+
+
+def open_shelf(plan: RuntimePlan, rundir: Path) -> Shelf | None:
+    """Where grammars are found; None if no constraints are obeyed. The library is not imported yet."""
+    model, name = plan.model, plan.server.grammar_backend
+    if name == "none":
+        return None
+
+    def backend() -> GrammarBackend:
+        return open_backend(name, Vocabulary.read(Path(model.path), model.vocab_size, model.eos_token_ids))
+
+    return Shelf(GrammarFiles(rundir), backend)

@@ -12,7 +12,7 @@ import zmq
 from srt.configs.plan import RuntimePlan
 from srt.errors import SrtError
 from srt.heartbeat import Heartbeat
-from srt.messages import Progress, Ready, StartProfile, StepPlan, StopProfile, ToWorker, WorkerFault
+from srt.messages import Phase, Progress, Ready, StartProfile, StepPlan, StopProfile, ToWorker, WorkerFault
 from srt.wire import Inbox, Outbox
 from srt.worker.grammar_loader import GrammarLoader
 from srt.worker.profiling import Profiler
@@ -35,9 +35,9 @@ def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat) -> None:
     scheduler = Outbox(context, rundir, "scheduler")
     loader: GrammarLoader | None = None
     try:
-        started = start(plan, rundir, rank, _reporter(launch, rank))
+        started = start(plan, rundir, rank, _reporter(launch, rank), ended=_phases(launch, rank))
         loader = None if started.shelf is None else GrammarLoader(context, rundir, rank, started.shelf)
-        launch.send(Ready("worker", rank, started.facts))
+        launch.send(Ready("worker", rank, started.facts, started.memory))
         _serve(started.runner, inbox, scheduler, rank, beat)
     finally:
         if loader is not None:
@@ -75,6 +75,11 @@ def _step(runner: Runner, plan: StepPlan, scheduler: Outbox, rank: int, beat: He
     beat.step_ended()
     if rank == 0:
         scheduler.send(result)
+
+
+def _phases(launch: Outbox, rank: int) -> Callable[[str], None]:
+    """Tells launch that a phase of the start is over."""
+    return lambda name: launch.send(Phase("worker", rank, name, time.monotonic()))
 
 
 def _reporter(launch: Outbox, rank: int) -> Callable[[int, int], None]:
