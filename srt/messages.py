@@ -17,6 +17,12 @@ from __future__ import annotations
 from typing import Final
 
 from srt.errors import ErrorCode
+from srt.making import GrammarLoaded as GrammarLoaded
+from srt.making import GrammarRefused as GrammarRefused
+from srt.making import GrammarStored as GrammarStored
+from srt.making import ImageMade as ImageMade
+from srt.making import ImageRefused as ImageRefused
+from srt.making import PrepareGrammar as PrepareGrammar
 from srt.payloads import ChatPrompt as ChatPrompt
 from srt.payloads import Constraint as Constraint
 from srt.payloads import ConstraintKind as ConstraintKind
@@ -29,6 +35,7 @@ from srt.payloads import LogprobParams as LogprobParams
 from srt.payloads import Logprobs as Logprobs
 from srt.payloads import LogprobSpec as LogprobSpec
 from srt.payloads import Message as Message
+from srt.payloads import RowEnding as RowEnding
 from srt.payloads import RowLogprobs as RowLogprobs
 from srt.payloads import SamplingParams as SamplingParams
 from srt.payloads import SamplingSpec as SamplingSpec
@@ -289,58 +296,6 @@ class SchedulerStats(Message, frozen=True):
     cancel_to_free_s: float = 0.0
 
 
-# --- images that are being made -------------------------------------------------------------------------
-
-
-class ImageMade(Message, frozen=True):
-    """An image is decoded and cut; its pixels wait in the file that `key` names."""
-
-    job: int
-    key: bytes
-    columns: int
-    rows: int
-
-
-class ImageRefused(Message, frozen=True):
-    """An image cannot be served, and why."""
-
-    job: int
-    code: ErrorCode
-    text: str
-
-
-# --- grammars that are being made -----------------------------------------------------------------------
-
-
-class GrammarStored(Message, frozen=True):
-    """A constraint is compiled; what came out waits in the file that `key` names."""
-
-    key: bytes
-    data_bytes: int
-    seconds: float
-
-
-class GrammarRefused(Message, frozen=True):
-    """A constraint cannot be obeyed, and why."""
-
-    key: bytes
-    text: str
-
-
-class PrepareGrammar(Message, frozen=True):
-    """Load the compiled grammar of this key beside your steps, and say so."""
-
-    key: bytes
-
-
-class GrammarLoaded(Message, frozen=True):
-    """A worker has loaded a grammar, or says why it cannot."""
-
-    key: bytes
-    rank: int
-    fault: str = ""
-
-
 # --- the step protocol ----------------------------------------------------------------------------------
 
 
@@ -407,18 +362,6 @@ class StepPlan(Message, frozen=True):
     drafts: list[int] = []
     """Empty: none for any row."""
     guess: bool = True
-
-
-class RowEnding(Message, frozen=True):
-    """The grammar of a row has come to its end in a step. `at`: the row's place among those that emit.
-
-    Of its new tokens the first `tokens` count: nothing can follow them. With `fault`, nothing could be sampled in the
-    place of the last of them, or must be: the request fails, and this says why.
-    """
-
-    at: int
-    tokens: int
-    fault: str = ""
 
 
 class StepResult(Message, frozen=True):

@@ -253,6 +253,18 @@ class RowLogprobs(Message, frozen=True):
     output: Logprobs | None = None
 
 
+class RowEnding(Message, frozen=True):
+    """The grammar of a row has come to its end in a step. `at`: the row's place among those that emit.
+
+    Of its new tokens the first `tokens` count: nothing can follow them. With `fault`, nothing could be sampled in the
+    place of the last of them, or must be: the request fails, and this says why.
+    """
+
+    at: int
+    tokens: int
+    fault: str = ""
+
+
 class Finish(Message, frozen=True):
     """Why a request ended. `matched` is the stop id or stop text for kind "stop"."""
 

@@ -244,13 +244,14 @@ class MatchedGrammars:
         return None
 
 
-def open_shelf(plan: RuntimePlan, rundir: Path) -> Shelf | None:
-    """Where grammars are found; None if no constraints are obeyed. The library is not imported yet."""
+def open_grammars(plan: RuntimePlan, rundir: Path, rows: Rows) -> tuple[Shelf | None, RowGrammars]:
+    """Where compiled grammars are found, if constraints are obeyed, and who obeys. Imports no library yet."""
     model, name = plan.model, plan.server.grammar_backend
     if name == "none":
-        return None
+        return None, NoGrammars()
 
     def backend() -> GrammarBackend:
         return open_backend(name, Vocabulary.read(Path(model.path), model.vocab_size, model.eos_token_ids))
 
-    return Shelf(GrammarFiles(rundir), backend)
+    shelf = Shelf(GrammarFiles(rundir), backend)
+    return shelf, MatchedGrammars(shelf, rows, model.vocab_size)

@@ -32,7 +32,7 @@ from srt.weights.files import RandomWeights, Source
 from srt.weights.load import LoadReport, load
 from srt.weights.rules import RuleBook
 from srt.worker.drafting import build_draft, build_proposer, checkpoint_source, with_draft_layers
-from srt.worker.grammars import MatchedGrammars, open_shelf
+from srt.worker.grammars import open_grammars
 from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
 from srt.worker.memory import kv_bytes_by_group, weight_bytes
@@ -190,8 +190,7 @@ def start(
             threads=plan.worker_threads,
         )
         row_images = TowerImages(kept, images.image_token_id)
-    shelf = open_shelf(plan, rundir)
-    grammars = None if shelf is None else MatchedGrammars(shelf, rows, plan.model.vocab_size)
+    shelf, grammars = open_grammars(plan, rundir, rows)
     return Started(Runner(model, main, rows, tools.ops, row_images, proposer, grammars), facts, memory, shelf)
 
 
