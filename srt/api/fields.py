@@ -109,6 +109,9 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("seed", "pc", "the same"),
     _honoured("stop", "spc", "a text or at most 32 texts of at most 256 characters that end the answer"),
     _honoured("stop_token_ids", "spc", "at most 256 token ids that end the answer"),
+    _honoured(
+        "stop_regex", "spc", "at most 32 expressions (RE2) of at most 256 bytes that end the answer; they stay in it"
+    ),
     _honoured("ignore_eos", "spc", "go on after an end-of-sequence token"),
     _honoured("skip_special_tokens", "spcd", "leave special tokens out of the text; default true"),
     _honoured("no_stop_trim", "spc", "leave the stop text in the answer"),
@@ -131,6 +134,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("return_prompt_token_ids", "g", "the prompt's token ids in the answer"),
     _honoured("rid", "gpca", "request id of the caller's choice: 1 to 128 visible ASCII characters"),
     _honoured("request_id", "pc", "the same"),
+    _honoured("timeout_ms", "gpc", "end the call after so long: 408 without a token, else finish_reason abort"),
     _honoured("cache_salt", "gpc", "separates cached prefixes; at most 256 characters"),
     _honoured("extra_key", "gpc", "the same"),
     _honoured("speculative", "gpc", "off: guess no tokens ahead for this call; the answer is the same"),
@@ -205,7 +209,6 @@ FIELDS: Final[tuple[Field, ...]] = (
     _neutral("ebnf", "spc", "no constrained output yet", ""),
     _neutral("structural_tag", "spc", "no constrained output yet", ""),
     _neutral("structured_outputs", "pc", "no constrained output yet", {}),
-    _neutral("stop_regex", "spc", "not supported yet", "", []),
     _neutral("functions", "c", "use tools", []),
     _neutral("function_call", "c", "use tool_choice", "none", "auto"),
     _noted("parallel_tool_calls", "ct", "the model decides how many calls it makes", True),

@@ -371,6 +371,15 @@ class ServerConfig(msgspec.Struct, frozen=True):
         ),
     ] = None
 
+    incremental_streaming_output: Annotated[
+        bool,
+        Option(
+            NETWORK,
+            "Events of a streamed /generate carry what is new, not all so far.",
+            aliases=("--stream-output",),
+        ),
+    ] = False
+
     log_level: Annotated[
         str, Option(LOGGING, "Least important lines to print.", choices=("debug", "info", "warning", "error"))
     ] = "info"
