@@ -18,6 +18,7 @@ from srt.configs.plan import RuntimePlan
 from srt.configs.step3p7 import Step3p7Config
 from srt.distributed import TensorGroup, join_group
 from srt.errors import StartupError
+from srt.grammar.shelf import Shelf
 from srt.layers.batch import KVLayer
 from srt.layers.cpu.build import KernelsUnavailable, default_cache
 from srt.layers.cpu.kernels import load_kernels
@@ -33,10 +34,12 @@ from srt.tiles import TileFiles
 from srt.weights.files import RandomWeights, Source
 from srt.weights.load import LoadReport, load
 from srt.weights.rules import RuleBook
+from srt.worker.device.careful import HostRows
 from srt.worker.device.mtp import DeviceProposer, DeviceWindows, NoDeviceGuesses
 from srt.worker.device.rows import DeviceRows
 from srt.worker.device.runner import DeviceRunner
 from srt.worker.drafting import build_draft, build_proposer, checkpoint_source, with_draft_layers
+from srt.worker.grammars import RowGrammars, open_grammars
 from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
 from srt.worker.memory import kv_bytes_by_group, weight_bytes
@@ -109,6 +112,8 @@ class Started:
     facts: dict[str, str]
     memory: dict[str, int]
     """Bytes held on this rank, by the parts of the plan."""
+    shelf: Shelf | None = None
+    """Where the runner finds grammars, to be filled from outside."""
 
 
 def unheard(phase: str) -> None:
@@ -234,7 +239,10 @@ def start(
         )
         row_images = TowerImages(kept, images.image_token_id)
     parts = Parts(model, draft, kv[: config.text.main_layers], kv[config.text.main_layers :], tools, row_images)
-    return Started(_engine(picks.engine.key, plan, device, parts, config.text.hidden_size), facts, memory)
+    rows = Rows(len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, drafting.drafts)
+    shelf, grammars = open_grammars(plan, rundir, rows)
+    engine = _engine(picks.engine.key, plan, device, parts, config.text.hidden_size, rows, grammars)
+    return Started(engine, facts, memory, shelf)
 
 
 def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
@@ -251,21 +259,27 @@ def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
     return device
 
 
-def _engine(kind: str, plan: RuntimePlan, device: torch.device, parts: Parts, hidden_size: int) -> Engine:
+def _engine(
+    kind: str,
+    plan: RuntimePlan,
+    device: torch.device,
+    parts: Parts,
+    hidden_size: int,
+    rows: Rows,
+    grammars: RowGrammars,
+) -> Engine:
     """What keeps the rows and runs the steps: on the host, or on the device behind its back."""
     model, kv, ops, images = parts.model, parts.kv, parts.tools.ops, parts.images
-    sizes = len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, plan.drafting.drafts
     if kind == "host":
-        rows = Rows(*sizes)
-        return Runner(
-            model, kv, rows, ops, images, build_proposer(plan, rows, parts.tools, parts.draft, parts.draft_kv)
-        )
+        guesses = build_proposer(plan, rows, parts.tools, parts.draft, parts.draft_kv)
+        return Runner(model, kv, rows, ops, images, guesses, grammars)
+    sizes = len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, plan.drafting.drafts
     device_rows = build_rows(kind)(device, *sizes)
     proposer: DeviceProposer = NoDeviceGuesses()
     if parts.draft is not None:
         proposer = DeviceWindows(parts.draft, parts.draft_kv, device_rows, ops, hidden_size, parts.tools.dtype)
     depth = plan.drafting.drafts if kind == "graphs" else None
-    return DeviceRunner(model, kv, device_rows, ops, images, proposer, depth)
+    return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, depth)
 
 
 def build_rows(kind: str) -> type[DeviceRows]:

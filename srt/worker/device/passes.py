@@ -17,7 +17,7 @@ from srt.models.contract import LanguageModel
 from srt.worker.device.layout import Layout
 from srt.worker.device.mtp import DeviceProposer
 from srt.worker.device.rows import DeviceOutcome, DeviceRows, DeviceStep
-from srt.worker.device.sampler import Bans, Draws, sample
+from srt.worker.device.sampler import Draws, sample
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Passes:
         self, model: LanguageModel, kv: Sequence[KVLayer], rows: DeviceRows, ops: Ops, proposer: DeviceProposer
     ) -> None:
         self.model, self.rows, self.proposer = model, rows, proposer
-        self._kv, self._ops = kv, ops
+        self.kv, self._ops = kv, ops
 
     def windows(self, layout: Layout) -> Layout | None:
         """Layout of the guesses behind a step with this layout; None if nothing is ever guessed."""
@@ -46,7 +46,7 @@ class Passes:
     def compute(self, layout: Layout, windows: Layout | None, images: PlacedFeatures | None = None) -> Passed:
         """The main model over a layout's rows."""
         step = self.rows.begin(layout)
-        hidden = self.model.forward(replace(step.batch, images=images), self._kv)
+        hidden = self.model.forward(replace(step.batch, images=images), self.kv)
         everything = len(layout.wanted) == layout.tokens
         logits = self.model.logits(hidden if everything else hidden[layout.wanted])
         return Passed(step, hidden, logits, windows)
@@ -58,11 +58,11 @@ class Passes:
             return self.rows.end(step, wanted, wanted)
         return self.rows.end(step, *self._ops.largest(passed.logits))
 
-    def draw(self, passed: Passed, draws: Draws | None, bans: Bans | None) -> DeviceOutcome:
-        """Rows that sample draw, or take the largest logit that they may."""
+    def draw(self, passed: Passed, draws: Draws | None) -> DeviceOutcome:
+        """Rows that sample draw, or take the largest logit."""
         step, layout = passed.step, passed.step.layout
         positions = step.known[layout.wanted_rows] + layout.wanted_offsets
-        return self.rows.end(step, *sample(passed.logits, positions, draws, bans, self._ops))
+        return self.rows.end(step, *sample(passed.logits, positions, draws, self._ops))
 
     def guess(self, outcome: DeviceOutcome, passed: Passed) -> None:
         """Guess behind a step."""

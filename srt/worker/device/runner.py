@@ -19,6 +19,7 @@ from srt.layers.batch import KVLayer
 from srt.layers.ops import Ops
 from srt.messages import ImageWork, StepPlan, StepResult
 from srt.models.contract import LanguageModel
+from srt.worker.device.careful import NOTHING_TOLD, HostRows, Told
 from srt.worker.device.clock import Clock, Mark, clock_of
 from srt.worker.device.graphs import Graphs, Record
 from srt.worker.device.layout import Ints, Layout, layout_of_plan
@@ -42,6 +43,7 @@ class Enqueued:
     computed: Mark
     end: Mark
     images: ImageWork | None
+    told: Told
 
 
 class DeviceRunner:
@@ -53,11 +55,14 @@ class DeviceRunner:
         kv: Sequence[KVLayer],
         rows: DeviceRows,
         ops: Ops,
+        host: HostRows,
         images: RowImages | None = None,
         proposer: DeviceProposer | None = None,
         graph_depth: int | None = None,
     ) -> None:
-        """`graph_depth`: the guesses of a row in steps that are recorded; None records nothing."""
+        """`host` samples what the device cannot; `graph_depth`: the guesses of a row in steps that are recorded, None
+        records nothing."""
+        self._host = host
         self.passes = Passes(model, kv, rows, ops, NoDeviceGuesses() if proposer is None else proposer)
         self.rows = rows
         self.images: RowImages = NoImages() if images is None else images
@@ -76,6 +81,11 @@ class DeviceRunner:
     @model.setter
     def model(self, model: LanguageModel) -> None:
         self.passes.model = model
+
+    @property
+    def kv(self) -> Sequence[KVLayer]:
+        """KV memory of the main model."""
+        return self.passes.kv
 
     @property
     def proposer(self) -> DeviceProposer:
@@ -123,6 +133,7 @@ class DeviceRunner:
             begin = self._clock.mark()
             self.rows.apply(plan)
             self._sampling.apply(plan.starts)
+            self._host.apply(plan)
             self.images.apply(plan)
             self.passes.proposer.start(plan.starts)
             for start in plan.starts:
@@ -141,7 +152,11 @@ class DeviceRunner:
         else:
             record.run_pass()
             passed = record.passed
-        outcome = self._settle(passed, plan, record)
+        told = NOTHING_TOLD
+        if self._host.needed(plan):
+            outcome, told = self._host.settle(passed, plan, self.passes)
+        else:
+            outcome = self._settle(passed, plan, record)
         computed = self._clock.mark()
         if passed.windows is None or not plan.guess:
             self.passes.proposer.skip(outcome)
@@ -149,22 +164,22 @@ class DeviceRunner:
             record.run_guess()
         else:
             self.passes.guess(outcome, passed)
-        self._keep(plan, self._clock.to_host(outcome.report), passed.step.layout, (begin, computed))
+        self._keep(plan, self._clock.to_host(outcome.report), passed.step.layout, (begin, computed), told)
 
-    def _keep(self, plan: StepPlan, report: Tensor, layout: Layout | None, marks: tuple[Mark, Mark]) -> None:
+    def _keep(
+        self, plan: StepPlan, report: Tensor, layout: Layout | None, marks: tuple[Mark, Mark], told: Told = NOTHING_TOLD
+    ) -> None:
         """Remember a step until its result is there."""
         firsts, wanted = (np.zeros(0, np.int64), 0) if layout is None else (layout.host_firsts, len(layout.wanted))
         images = self.images.report()
-        self._enqueued.append(Enqueued(plan, report, firsts, wanted, *marks, self._clock.mark(), images))
+        self._enqueued.append(Enqueued(plan, report, firsts, wanted, *marks, self._clock.mark(), images, told))
 
     def _settle(self, passed: Passed, plan: StepPlan, record: Record | None) -> DeviceOutcome:
         """Sample, and let the rows go on."""
         emitting = np.array(plan.rows, np.int64)[np.array(plan.emits, np.bool_)]
         if not self._sampling.greedy(emitting.tolist()):
             widths = passed.step.layout.host_drafts[: len(emitting)] + 1
-            return self.passes.draw(
-                passed, self._sampling.draws(emitting, widths), self._sampling.bans(emitting, widths)
-            )
+            return self.passes.draw(passed, self._sampling.draws(emitting, widths))
         if record is None:
             return self.passes.take_largest(passed)
         record.run_largest()
@@ -214,4 +229,6 @@ def _result(done: Enqueued, clock: Clock) -> StepResult:
         images=done.images,
         drafted=drafted if plan.drafts else [],
         guess_us=clock.between_us(done.computed, done.end),
+        endings=done.told.endings,
+        logprobs=done.told.logprobs,
     )

@@ -36,36 +36,21 @@ class Draws:
     """Whether any has a top_k or top_p."""
 
 
-@dataclass(frozen=True)
-class Bans:
-    """Ids that wanted logits must not take, as pairs; on the device. A ban ends at a position."""
-
-    at: Tensor
-    ids: Tensor
-    until: Tensor
-
-
 class RowSampling:
     """How each row samples: host memory, written by plans."""
 
     def __init__(self, device: torch.device, rows: int) -> None:
         self._device = device
         self._specs = [PLAIN] * rows
-        self._first_free = [0] * rows
 
     def apply(self, starts: Sequence[RowStart]) -> None:
         """Rows begin anew."""
         for start in starts:
             self._specs[start.row] = start.sampling
-            self._first_free[start.row] = start.prompt_tokens + start.sampling.min_new_tokens
 
     def greedy(self, rows: Sequence[int]) -> bool:
-        """Whether all of these rows take the largest logit and none may be kept from it."""
-        return all(self._specs[row].temperature < GREEDY_BELOW and not self._banned(row) for row in rows)
-
-    def _banned(self, row: int) -> bool:
-        spec = self._specs[row]
-        return bool(spec.min_new_tokens and spec.suppressed_ids)
+        """Whether all of these rows take the largest logit."""
+        return all(self._specs[row].temperature < GREEDY_BELOW for row in rows)
 
     def draws(self, rows: Ints, widths: Ints) -> Draws | None:
         """Those of the logits of rows with `widths` wanted logits each that are drawn from; None if there are none."""
@@ -85,33 +70,13 @@ class RowSampling:
         wide = bits.view(torch.float64).view(len(reals), -1)
         return Draws(places, torch.stack([k, seed, place]), wide, filtered)
 
-    def bans(self, rows: Ints, widths: Ints) -> Bans | None:
-        """Bans of the same logits; None if there are none."""
-        at: list[int] = []
-        ids: list[int] = []
-        until: list[int] = []
-        for place, row in enumerate(np.repeat(rows, widths).tolist()):
-            if self._banned(row):
-                banned = self._specs[row].suppressed_ids
-                at += [place] * len(banned)
-                ids += banned
-                until += [self._first_free[row]] * len(banned)
-        return Bans(*upload([np.array(at), np.array(ids), np.array(until)], self._device)) if at else None
 
-
-def sample(
-    logits: Tensor, positions: Tensor, draws: Draws | None, bans: Bans | None, ops: Ops
-) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, positions: Tensor, draws: Draws | None, ops: Ops) -> tuple[Tensor, Tensor]:
     """One token for each of the wanted logits [L, V]: (tokens [L] int64, [L] int32, 0 where logits are not finite).
 
-    Those that nothing is drawn from take the largest. `positions` [L]: of the tokens to sample. `logits` may be
-    overwritten.
+    Those that nothing is drawn from take the largest. `positions` [L]: of the tokens to sample.
     """
     tokens, finite = ops.largest(logits)
-    if bans is not None:
-        old = logits[bans.at, bans.ids]
-        logits[bans.at, bans.ids] = torch.where(positions[bans.at] < bans.until, -torch.inf, old)
-        tokens = ops.sample_greedy(logits)
     if draws is None:
         return tokens, finite
     return tokens.index_copy(0, draws.at, draw(logits[draws.at].float(), positions[draws.at], draws)), finite

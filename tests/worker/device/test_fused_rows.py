@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import fields
 
 import numpy as np
@@ -15,10 +14,7 @@ from srt.worker.device import fused_rows
 from srt.worker.device.fused_rows import FusedRows
 from srt.worker.device.layout import layout_of_plan
 from srt.worker.device.rows import DeviceRows
-from tests.support.triton_interpreter import use_interpreter
 
-if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
-    use_interpreter()
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GROUPS, PAGE, DRAFTS = 2, 4, 3
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from srt.errors import ProcessLost
 from srt.layers.ops import TorchOps
-from srt.messages import PageUpdate, RowStart, SamplingSpec, StepPlan
+from srt.messages import LogprobSpec, PageUpdate, RowStart, SamplingSpec, StepPlan
 from srt.worker import sampler as host
 from srt.worker.device import sampler as device
 from srt.worker.device.layout import upload
@@ -31,6 +31,12 @@ KINDS = [
     SamplingSpec(temperature=2.0, top_k=5, min_p=0.01, seed=(1 << 63) + 3),
 ]
 LENGTHS = (3, 40, 17, 64)
+CAREFUL = [
+    SamplingSpec(temperature=0.0, frequency_penalty=0.4, logit_bias=((5, 3.0), (9, -2.0))),
+    KINDS[1],
+    SamplingSpec(temperature=0.7, repetition_penalty=1.3, seed=9, logprobs=LogprobSpec(top=3)),
+    KINDS[3],
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +52,14 @@ def on_device() -> Picks:
     return replace(on_host(), engine=Pick("device", "under test"))
 
 
-def answers(steps: Steps, drafts: int = 0) -> list[list[int]]:
+def answers(steps: Steps, drafts: int = 0, kinds: list[SamplingSpec] = KINDS) -> list[list[int]]:
     """Rows of all kinds: prefilled together and in chunks, one on the prefix of another, then decoded together."""
     prompts = [random_ids(length, length, 200) for length in LENGTHS]
     prompts[3][:32] = prompts[1][:32]
     for row in range(3):
-        steps.add(row, prompts[row], sampling=KINDS[row])
+        steps.add(row, prompts[row], sampling=kinds[row])
     steps.run({0: 3, 1: 32})
-    steps.add(3, prompts[3], sampling=KINDS[3], shares=(1, 32))
+    steps.add(3, prompts[3], sampling=kinds[3], shares=(1, 32))
     steps.run({0: 1, 1: 8, 2: 11, 3: 9}, drafts)
     steps.run({2: 6, 3: 23, 0: 1}, drafts)
     while min(len(steps.tokens[row]) - LENGTHS[row] for row in range(4)) < 20:
@@ -69,6 +75,24 @@ def test_both_engines_give_the_same_answers(checkpoint: Path, tmp_path: Path, pa
     guessing = plan_for(checkpoint, page_size=page_size, pages=pages, drafting=MTP if drafts else NO_DRAFTS)
     expected = answers(Steps(plain, tmp_path, picks=on_host()))
     assert answers(Steps(guessing, tmp_path, picks=on_device()), drafts) == expected
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_what_the_device_cannot_sample_the_host_does(checkpoint: Path, tmp_path: Path, drafts: int) -> None:
+    expected = answers(Steps(plan_for(checkpoint), tmp_path, picks=on_host()), kinds=CAREFUL)
+    guessing = plan_for(checkpoint, drafting=MTP if drafts else NO_DRAFTS)
+    assert answers(Steps(guessing, tmp_path, picks=on_device()), drafts, CAREFUL) == expected
+
+
+def test_log_probabilities_are_those_of_the_host(checkpoint: Path, tmp_path: Path) -> None:
+    told = []
+    for picks in (on_host(), on_device()):
+        steps = Steps(plan_for(checkpoint), tmp_path, picks=picks)
+        steps.add(1, random_ids(9, 2, 200))
+        steps.add(0, random_ids(12, 1, 200), sampling=CAREFUL[2])
+        results = [steps.run({1: 9, 0: 12}), steps.run({1: 1, 0: 1})]
+        told.append([np.frombuffer(one.logprobs[0].output.values, "<f4") for one in results])  # type: ignore[union-attr]
+    np.testing.assert_allclose(told[1], told[0], atol=1e-5)
 
 
 class Dictated:
@@ -211,7 +235,7 @@ def test_draws_on_the_device_are_those_of_the_host() -> None:
     sampling.apply([RowStart(row, b"", 0, 0, spec) for row, spec in enumerate(specs)])
     every, ones = np.arange(rows), np.ones(rows, np.int64)
     (places,) = upload([positions], CPU)
-    drawn, finite = device.sample(logits.clone(), places, sampling.draws(every, ones), sampling.bans(every, ones), ops)
+    drawn, finite = device.sample(logits.clone(), places, sampling.draws(every, ones), ops)
     assert drawn.tolist() == expected.tolist()
     assert finite.tolist() == [1] * rows
     numbers = device.uniform(*upload([columns.seed.view(np.int64), positions], CPU))
