@@ -151,6 +151,15 @@ class ServerConfig(msgspec.Struct, frozen=True):
     max_body_bytes: Annotated[
         int, Option(LIMITS, "Largest request body; a larger one is answered with 413.", unit="bytes", minimum=1024)
     ] = 64 << 20
+    response_store_bytes: Annotated[
+        int,
+        Option(
+            LIMITS,
+            "Responses of /v1/responses that are kept in memory, the oldest go first; 0 keeps none.",
+            unit="bytes",
+            minimum=0,
+        ),
+    ] = 64 << 20
     drain_timeout: Annotated[
         float,
         Option(LIMITS, "How long running requests may go on after SIGTERM.", unit="seconds", minimum=0),
