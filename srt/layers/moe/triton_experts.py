@@ -37,7 +37,13 @@ SINGLE_TOKENS: Final = 4
 """Up to so many tokens every pair is a block of its own: hardly any two share an expert."""
 COMBINE_COLUMNS: Final = 1024
 ENCODE_ROWS: Final = 8
-SCHEDULE_CHUNK: Final = 8192
+ACTIVATE_COLUMNS: Final = 256
+SCHEDULE_CHUNK: Final = 1024
+"""Ids that a program looks at together."""
+SCHEDULE_SHARE: Final = 512
+"""Pairs that a program puts in order where each has a share of them."""
+SCHEDULE_MANY: Final = 2048
+"""Pairs from which on sorting is worth two kernels, of which the first counts."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +75,26 @@ def schedule(ids: Tensor, experts: int, rows: int) -> Schedule:
     """
     pairs, device = ids.numel(), ids.device
     most = min(pairs, pairs // rows + min(experts, pairs))
-    chunk = min(SCHEDULE_CHUNK, _power(pairs))
     order, starts, block_expert, block_row = (
         torch.empty(size, dtype=torch.int32, device=device) for size in (pairs, experts + 1, most, most)
     )
-    dispatch.schedule_kernel[experts + 1,](
-        ids, order, starts, block_expert, block_row, pairs, most,
-        EXPERTS=experts, PADDED=_power(experts + 1), ROWS=rows, CHUNK=chunk,
-        num_warps=max(1, min(16, chunk // 256)),
-    )  # fmt: skip
-    return Schedule(SORTED, order, starts, block_expert, block_row, rows, most)
+    table = (order, starts, block_expert, block_row)
+    padded, chunk = _power(experts + 1), min(SCHEDULE_CHUNK, _power(pairs))
+    if pairs <= SCHEDULE_MANY:
+        dispatch.schedule_kernel[experts + 1,](
+            ids, *table, pairs, most, EXPERTS=experts, PADDED=padded, ROWS=rows, CHUNK=chunk,
+            num_warps=max(1, min(4, chunk // 256)),
+        )  # fmt: skip
+    else:
+        chunk = SCHEDULE_SHARE
+        chunks = -(-pairs // chunk)
+        counts = torch.empty(chunks, padded, dtype=torch.int32, device=device)
+        dispatch.count_kernel[chunks,](ids, counts, pairs, EXPERTS=experts, PADDED=padded, CHUNK=chunk)
+        dispatch.place_kernel[chunks,](
+            ids, counts, *table, pairs, most, chunks, EXPERTS=experts, PADDED=padded, ROWS=rows, CHUNK=chunk,
+            READ=8, PART=16, num_warps=8,
+        )  # fmt: skip
+    return Schedule(SORTED, *table, rows=rows, blocks=most)
 
 
 def unsorted(ids: Tensor, mode: int, blocks: int, rows: int) -> Schedule:
@@ -195,16 +211,24 @@ def gate_up(kind: int, hidden: Tensor, experts: PackedExperts, plan: Schedule, t
     """What enters the down products, in the order of the schedule: [T, H] -> [T * K, I]."""
     shape, tensors = experts.shape, experts.tensors
     pairs = hidden.shape[0] * top_k
+    x, x_scale = _operand(kind, hidden)
+    weight = _weight(tensors["gate_up.weight"], tile, kind)
+    shares = tile.shares if shape.hidden % (tile.shares * tile.step) == 0 else 1
     # Pairs of experts elsewhere have no place in the order; FP8 encodes what is there, so let it be numbers.
     allocate = torch.zeros if shape.elsewhere else torch.empty
     inner = allocate(pairs, shape.width, dtype=hidden.dtype, device=hidden.device)
-    x, x_scale = _operand(kind, hidden)
-    weight = _weight(tensors["gate_up.weight"], tile, kind)
-    kernels.gate_up_kernel[-(-shape.width // tile.columns), plan.blocks](
-        x, x_scale, x.stride(0), weight, tensors["gate_up.scale"], tensors["gate_up.matrix"], inner, *plan.table,
-        pairs, shape.limit or 0.0, EXPERTS=shape.experts, K=shape.hidden, WIDTH=shape.width, TOP_K=top_k,
-        CLAMP=shape.limit is not None, KIND=kind, MODE=plan.mode, ROWS=plan.rows, **_constants(tile, hidden),
+    parts = inner if shares == 1 else allocate(shares, pairs, 2, shape.width, device=hidden.device)
+    limit, clamp = shape.limit or 0.0, shape.limit is not None
+    kernels.gate_up_kernel[-(-shape.width // tile.columns), plan.blocks, shares](
+        x, x_scale, x.stride(0), weight, tensors["gate_up.scale"], tensors["gate_up.matrix"], parts, *plan.table,
+        pairs, limit, EXPERTS=shape.experts, K=shape.hidden, WIDTH=shape.width, TOP_K=top_k, CLAMP=clamp, KIND=kind,
+        MODE=plan.mode, ROWS=plan.rows, SHARES=shares, **_constants(tile, hidden),
     )  # fmt: skip
+    if shares > 1:
+        kernels.activate_kernel[pairs, -(-shape.width // ACTIVATE_COLUMNS)](
+            parts, inner, pairs, limit, WIDTH=shape.width, SHARES=shares, CLAMP=clamp, COLUMNS=ACTIVATE_COLUMNS,
+            num_warps=2, **_early(tile, hidden),
+        )  # fmt: skip
     return inner
 
 
@@ -222,11 +246,18 @@ def down(kind: int, inner: Tensor, experts: PackedExperts, plan: Schedule, tile:
     return out
 
 
+def _early(tile: Tile, x: Tensor) -> dict[str, Any]:
+    """Whether a kernel is launched before the one before it has ended."""
+    early = tile.early and x.is_cuda
+    return {"EARLY": early} | ({"launch_pdl": True} if early else {})
+
+
 def _constants(tile: Tile, x: Tensor) -> dict[str, Any]:
     """Compile-time constants of a tile. Two codes at a time need a GPU and bfloat16."""
     return {
         "COLUMNS": tile.columns, "STEP": tile.step, "JOINED": tile.joined, "TMA": tile.tma,
         "PACKED": x.is_cuda and x.dtype is torch.bfloat16, "num_warps": tile.warps, "num_stages": tile.stages,
+        **_early(tile, x),
     }  # fmt: skip
 
 

@@ -88,6 +88,14 @@ def decode(words: tl.tensor, scales: tl.tensor, PLACE: tl.constexpr, ROWS: tl.co
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def take_turn(EARLY: tl.constexpr) -> None:
+    """Wait for the kernel before this one, if this one was launched before its end, and let the next be launched."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def block_of(
     block: tl.tensor, order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor,
     pairs: tl.tensor, MODE: tl.constexpr, ROWS: tl.constexpr,
@@ -201,6 +209,16 @@ def decode_places(words: tl.tensor, scales: tl.tensor, PLACE: tl.constexpr, ROWS
     return value
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def gated(gate: tl.tensor, up: tl.tensor, limit: tl.tensor, CLAMP: tl.constexpr) -> tl.tensor:
+    """min(silu(gate), limit) * clamp(up, -limit, limit)."""
+    activated = gate / (1.0 + tl.exp(-gate))
+    if CLAMP:
+        activated = tl.minimum(activated, limit)
+        up = tl.minimum(tl.maximum(up, -limit), limit)
+    return activated * up
+
+
 @triton.jit(do_not_specialize=["pairs"])  # type: ignore[untyped-decorator]
 def gate_up_kernel(
     x: tl.tensor, x_scale: tl.tensor, x_stride: tl.tensor, w: tl.tensor, w_scale: tl.tensor, matrix: tl.tensor,
@@ -208,8 +226,13 @@ def gate_up_kernel(
     pairs: tl.tensor, limit: tl.tensor, EXPERTS: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
     TOP_K: tl.constexpr, CLAMP: tl.constexpr, KIND: tl.constexpr, MODE: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, STEP: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, JOINED: tl.constexpr,
+    SHARES: tl.constexpr, EARLY: tl.constexpr,
 ) -> None:  # fmt: skip
-    """inner[position] = min(silu(gate), limit) * clamp(up, -limit, limit), for this program's pairs and columns."""
+    """inner[position] = min(silu(gate), limit) * clamp(up, -limit, limit), for this program's pairs and columns.
+
+    With several shares of K: inner[share, position] = gate, up in float32, for `activate_kernel`.
+    """
+    take_turn(EARLY)
     expert, position, mine, slots = block_of(
         tl.program_id(1), order, starts, block_expert, block_row, pairs, MODE, ROWS
     )
@@ -224,8 +247,9 @@ def gate_up_kernel(
         ups = gates + WIDTH
         gate = tl.zeros((COLUMNS, ROWS), tl.float32)
         up = tl.zeros((COLUMNS, ROWS), tl.float32)
+        begin = tl.program_id(2) * (K // SHARES) if SHARES > 1 else 0
         if KIND == NVFP4:
-            for k in range(0, K, STEP):
+            for k in range(begin, begin + K // SHARES, STEP):
                 gate_words, gate_scales = (
                     word_tile(w, first, gates, k, K, STEP, TMA),
                     scale_tile(w_scale, gates, k, K, STEP),
@@ -243,7 +267,7 @@ def gate_up_kernel(
             scales = x_scale + (slots // TOP_K).to(tl.int64) * (K // 128)
             gate_scales = w_scale + (first // 128).to(tl.int64) * (K // 128)
             up_scales = w_scale + (second // 128).to(tl.int64) * (K // 128)
-            for k in range(0, K, 128):
+            for k in range(begin, begin + K // SHARES, 128):
                 tile, scale = input_tile(x, rows, k, K, 128), tl.load(scales + k // 128)
                 gate_scale, up_scale = tl.load(gate_scales + k // 128), tl.load(up_scales + k // 128)
                 part = tl.dot(plain_tile(w, first, gates, k, K, 128, TMA), tile)
@@ -251,16 +275,19 @@ def gate_up_kernel(
                 part = tl.dot(plain_tile(w, second, ups, k, K, 128, TMA), tile)
                 up += part * (scale * up_scale)[None, :]
         else:
-            for k in range(0, K, STEP):
+            for k in range(begin, begin + K // SHARES, STEP):
                 tile = input_tile(x, rows, k, K, STEP)
                 gate = tl.dot(plain_tile(w, first, gates, k, K, STEP, TMA), tile, gate, input_precision="ieee")
                 up = tl.dot(plain_tile(w, second, ups, k, K, STEP, TMA), tile, up, input_precision="ieee")
-        activated = gate / (1.0 + tl.exp(-gate))
-        if CLAMP:
-            activated = tl.minimum(activated, limit)
-            up = tl.minimum(tl.maximum(up, -limit), limit)
-        target = inner + position[None, :].to(tl.int64) * WIDTH + columns[:, None]
-        tl.store(target, (activated * up).to(inner.dtype.element_ty), mask=mine[None, :] & inside[:, None])
+        here = mine[None, :] & inside[:, None]
+        if SHARES > 1:
+            share = tl.program_id(2) * pairs + position[None, :]
+            target = inner + share.to(tl.int64) * (2 * WIDTH) + columns[:, None]
+            tl.store(target, gate, mask=here)
+            tl.store(target + WIDTH, up, mask=here)
+        else:
+            target = inner + position[None, :].to(tl.int64) * WIDTH + columns[:, None]
+            tl.store(target, gated(gate, up, limit, CLAMP).to(inner.dtype.element_ty), mask=here)
 
 
 @triton.jit(do_not_specialize=["pairs"])  # type: ignore[untyped-decorator]
@@ -269,9 +296,10 @@ def down_kernel(
     order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor, pairs: tl.tensor,
     EXPERTS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, KIND: tl.constexpr, MODE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr,
-    JOINED: tl.constexpr,
+    JOINED: tl.constexpr, EARLY: tl.constexpr,
 ) -> None:  # fmt: skip
     """out[pair] = down(inner[position]): back in the order of tokens, not yet weighted."""
+    take_turn(EARLY)
     expert, position, mine, slots = block_of(
         tl.program_id(1), order, starts, block_expert, block_row, pairs, MODE, ROWS
     )
@@ -308,3 +336,23 @@ def down_kernel(
                 total = tl.dot(plain_tile(w, first, outputs, k, WIDTH, STEP, TMA), tile, total, input_precision="ieee")
         target = out + slots[None, :].to(tl.int64) * HIDDEN + columns[:, None]
         tl.store(target, total.to(out.dtype.element_ty), mask=mine[None, :] & inside[:, None])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def activate_kernel(
+    parts: tl.tensor, inner: tl.tensor, pairs: tl.tensor, limit: tl.tensor, WIDTH: tl.constexpr,
+    SHARES: tl.constexpr, CLAMP: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr,
+) -> None:  # fmt: skip
+    """inner[position] from the shares of gate and up that `gate_up_kernel` left, added in their order."""
+    take_turn(EARLY)
+    position = tl.program_id(0)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < WIDTH
+    gate = tl.zeros((COLUMNS,), tl.float32)
+    up = tl.zeros((COLUMNS,), tl.float32)
+    for share in tl.static_range(SHARES):
+        part = parts + (share * pairs + position).to(tl.int64) * (2 * WIDTH) + columns
+        gate += tl.load(part, mask=inside, other=0.0)
+        up += tl.load(part + WIDTH, mask=inside, other=0.0)
+    target = inner + position.to(tl.int64) * WIDTH + columns
+    tl.store(target, gated(gate, up, limit, CLAMP).to(inner.dtype.element_ty), mask=inside)

@@ -20,6 +20,10 @@ class Tile:
     tma: bool = False
     """Weights come through the tensor memory accelerator."""
     joined: bool = False
+    shares: int = 1
+    """Programs that share K out among them, where there would be too few to keep the GPU busy."""
+    early: bool = False
+    """Launched before the kernel before it has ended (programmatic dependent launch)."""
     """NVFP4: one long product a step in place of four, which pays where the matrix units are the limit."""
 
 
@@ -33,7 +37,7 @@ class Tiles:
 
 
 _PLAIN: Final = (
-    (0, Tiles(8, Tile(64, 64, 4, 5), Tile(64, 128, 4, 4))),
+    (0, Tiles(8, Tile(64, 64, 4, 5, early=True), Tile(64, 128, 4, 4, early=True))),
     (0.12, Tiles(16, Tile(64, 128, 4, 3), Tile(128, 64, 8, 5))),
     (9, Tiles(32, Tile(64, 64, 4, 4), Tile(128, 64, 8, 5))),
     (18, Tiles(64, Tile(64, 64, 4, 4), Tile(128, 64, 8, 4))),
@@ -41,7 +45,7 @@ _PLAIN: Final = (
     (80, Tiles(128, Tile(128, 64, 8, 4, tma=True), Tile(256, 64, 8, 3))),
 )
 _FP8: Final = (
-    (0, Tiles(8, Tile(64, 128, 4, 5), Tile(64, 128, 4, 4))),
+    (0, Tiles(8, Tile(64, 128, 4, 5, early=True), Tile(64, 128, 4, 4, early=True))),
     (0.12, Tiles(16, Tile(64, 128, 4, 5), Tile(128, 128, 4, 4))),
     (9, Tiles(32, Tile(64, 128, 4, 5), Tile(128, 128, 4, 4, tma=True))),
     (18, Tiles(32, Tile(128, 128, 8, 3, tma=True), Tile(128, 128, 4, 4, tma=True))),
@@ -49,7 +53,8 @@ _FP8: Final = (
     (96, Tiles(128, Tile(64, 128, 4, 3), Tile(128, 128, 8, 3, tma=True))),
 )
 _NVFP4: Final = (
-    (0, Tiles(8, Tile(64, 256, 4, 3), Tile(64, 256, 4, 3))),
+    (0, Tiles(8, Tile(64, 256, 4, 3, shares=2, early=True), Tile(64, 256, 4, 3, early=True))),
+    (0.12, Tiles(8, Tile(64, 256, 4, 3), Tile(64, 256, 4, 3))),
     (6, Tiles(16, Tile(64, 256, 2, 3), Tile(128, 128, 4, 4))),
     (9, Tiles(32, Tile(64, 256, 4, 3), Tile(128, 64, 4, 4, joined=True))),
     (40, Tiles(64, Tile(128, 64, 8, 4, joined=True), Tile(256, 128, 8, 3, joined=True))),
@@ -70,7 +75,7 @@ def tiles_for(kind: int, pairs: int, experts: int, hopper: bool) -> Tiles:
     found = [tiles for least, tiles in TABLE[kind] if least <= share][-1]
     if hopper:
         return found
-    gate_up, down = (replace(tile, stages=2, tma=False) for tile in (found.gate_up, found.down))
+    gate_up, down = (replace(tile, stages=2, tma=False, early=False) for tile in (found.gate_up, found.down))
     return Tiles(found.rows, gate_up, down)
 
 

@@ -231,9 +231,9 @@ def test_every_number_of_pairs_has_tiles_whose_steps_fit_the_format(kind: int, p
         assert kind != 1 or tile.step == 128
 
 
-@pytest.mark.parametrize("tokens", [1, 7, 60])
+@pytest.mark.parametrize("tokens", [1, 7, 60, 900, 1500])
 @pytest.mark.parametrize("rows", [16, 32])
-def test_every_pair_is_scheduled_once_and_with_pairs_of_its_expert(tokens: int, rows: int) -> None:
+def test_every_pair_is_scheduled_once_in_order_and_with_pairs_of_its_expert(tokens: int, rows: int) -> None:
     ids = ragged_choice(tokens, 9, 3).ids.clamp(max=7)
     plan = schedule(ids, 7, rows)
     flat, seen = ids.flatten(), list[int]()
@@ -242,7 +242,7 @@ def test_every_pair_is_scheduled_once_and_with_pairs_of_its_expert(tokens: int, 
             mine = plan.order[row : min(row + rows, int(plan.starts[expert + 1]))].tolist()
             assert mine and {int(flat[pair]) for pair in mine} == {expert}
             seen += mine
-    assert sorted(seen) == [pair for pair in range(flat.numel()) if flat[pair] < 7]
+    assert seen == [pair for expert in range(7) for pair in range(flat.numel()) if flat[pair] == expert]
 
 
 def test_what_cannot_be_computed_is_refused_with_the_number_at_fault() -> None:
