@@ -88,14 +88,6 @@ def decode(words: tl.tensor, scales: tl.tensor, PLACE: tl.constexpr, ROWS: tl.co
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def take_turn(EARLY: tl.constexpr) -> None:
-    """Wait for the kernel before this one, if this one was launched before its end, and let the next be launched."""
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def block_of(
     block: tl.tensor, order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor,
     pairs: tl.tensor, MODE: tl.constexpr, ROWS: tl.constexpr,
@@ -226,13 +218,12 @@ def gate_up_kernel(
     pairs: tl.tensor, limit: tl.tensor, EXPERTS: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
     TOP_K: tl.constexpr, CLAMP: tl.constexpr, KIND: tl.constexpr, MODE: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, STEP: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, JOINED: tl.constexpr,
-    SHARES: tl.constexpr, EARLY: tl.constexpr,
+    SHARES: tl.constexpr,
 ) -> None:  # fmt: skip
     """inner[position] = min(silu(gate), limit) * clamp(up, -limit, limit), for this program's pairs and columns.
 
     With several shares of K: inner[share, position] = gate, up in float32, for `activate_kernel`.
     """
-    take_turn(EARLY)
     expert, position, mine, slots = block_of(
         tl.program_id(1), order, starts, block_expert, block_row, pairs, MODE, ROWS
     )
@@ -296,10 +287,9 @@ def down_kernel(
     order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor, pairs: tl.tensor,
     EXPERTS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, KIND: tl.constexpr, MODE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr,
-    JOINED: tl.constexpr, EARLY: tl.constexpr,
+    JOINED: tl.constexpr,
 ) -> None:  # fmt: skip
     """out[pair] = down(inner[position]): back in the order of tokens, not yet weighted."""
-    take_turn(EARLY)
     expert, position, mine, slots = block_of(
         tl.program_id(1), order, starts, block_expert, block_row, pairs, MODE, ROWS
     )
@@ -341,10 +331,9 @@ def down_kernel(
 @triton.jit  # type: ignore[untyped-decorator]
 def activate_kernel(
     parts: tl.tensor, inner: tl.tensor, pairs: tl.tensor, limit: tl.tensor, WIDTH: tl.constexpr,
-    SHARES: tl.constexpr, CLAMP: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr,
+    SHARES: tl.constexpr, CLAMP: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
     """inner[position] from the shares of gate and up that `gate_up_kernel` left, added in their order."""
-    take_turn(EARLY)
     position = tl.program_id(0)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < WIDTH

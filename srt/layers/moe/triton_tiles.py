@@ -22,8 +22,6 @@ class Tile:
     joined: bool = False
     shares: int = 1
     """Programs that share K out among them, where there would be too few to keep the GPU busy."""
-    early: bool = False
-    """Launched before the kernel before it has ended (programmatic dependent launch)."""
     """NVFP4: one long product a step in place of four, which pays where the matrix units are the limit."""
 
 
@@ -37,7 +35,7 @@ class Tiles:
 
 
 _PLAIN: Final = (
-    (0, Tiles(8, Tile(64, 64, 4, 5, early=True), Tile(64, 128, 4, 4, early=True))),
+    (0, Tiles(8, Tile(64, 64, 4, 5), Tile(64, 128, 4, 4))),
     (0.12, Tiles(16, Tile(64, 128, 4, 3), Tile(128, 64, 8, 5))),
     (9, Tiles(32, Tile(64, 64, 4, 4), Tile(128, 64, 8, 5))),
     (18, Tiles(64, Tile(64, 64, 4, 4), Tile(128, 64, 8, 4))),
@@ -45,7 +43,7 @@ _PLAIN: Final = (
     (80, Tiles(128, Tile(128, 64, 8, 4, tma=True), Tile(256, 64, 8, 3))),
 )
 _FP8: Final = (
-    (0, Tiles(8, Tile(64, 128, 4, 5, early=True), Tile(64, 128, 4, 4, early=True))),
+    (0, Tiles(8, Tile(64, 128, 4, 5), Tile(64, 128, 4, 4))),
     (0.12, Tiles(16, Tile(64, 128, 4, 5), Tile(128, 128, 4, 4))),
     (9, Tiles(32, Tile(64, 128, 4, 5), Tile(128, 128, 4, 4, tma=True))),
     (18, Tiles(32, Tile(128, 128, 8, 3, tma=True), Tile(128, 128, 4, 4, tma=True))),
@@ -53,7 +51,7 @@ _FP8: Final = (
     (96, Tiles(128, Tile(64, 128, 4, 3), Tile(128, 128, 8, 3, tma=True))),
 )
 _NVFP4: Final = (
-    (0, Tiles(8, Tile(64, 256, 4, 3, shares=2, early=True), Tile(64, 256, 4, 3, early=True))),
+    (0, Tiles(8, Tile(64, 256, 4, 3, shares=2), Tile(64, 256, 4, 3))),
     (0.12, Tiles(8, Tile(64, 256, 4, 3), Tile(64, 256, 4, 3))),
     (6, Tiles(16, Tile(64, 256, 2, 3), Tile(128, 128, 4, 4))),
     (9, Tiles(32, Tile(64, 256, 4, 3), Tile(128, 64, 4, 4, joined=True))),
@@ -75,7 +73,7 @@ def tiles_for(kind: int, pairs: int, experts: int, hopper: bool) -> Tiles:
     found = [tiles for least, tiles in TABLE[kind] if least <= share][-1]
     if hopper:
         return found
-    gate_up, down = (replace(tile, stages=2, tma=False, early=False) for tile in (found.gate_up, found.down))
+    gate_up, down = (replace(tile, stages=2, tma=False) for tile in (found.gate_up, found.down))
     return Tiles(found.rows, gate_up, down)
 
 
