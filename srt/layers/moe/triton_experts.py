@@ -227,7 +227,7 @@ def gate_up(kind: int, hidden: Tensor, experts: PackedExperts, plan: Schedule, t
     if shares > 1:
         kernels.activate_kernel[pairs, -(-shape.width // ACTIVATE_COLUMNS)](
             parts, inner, pairs, limit, WIDTH=shape.width, SHARES=shares, CLAMP=clamp, COLUMNS=ACTIVATE_COLUMNS,
-            num_warps=2, **_early(tile, hidden),
+            num_warps=2,
         )  # fmt: skip
     return inner
 
@@ -246,18 +246,11 @@ def down(kind: int, inner: Tensor, experts: PackedExperts, plan: Schedule, tile:
     return out
 
 
-def _early(tile: Tile, x: Tensor) -> dict[str, Any]:
-    """Whether a kernel is launched before the one before it has ended."""
-    early = tile.early and x.is_cuda
-    return {"EARLY": early} | ({"launch_pdl": True} if early else {})
-
-
 def _constants(tile: Tile, x: Tensor) -> dict[str, Any]:
     """Compile-time constants of a tile. Two codes at a time need a GPU and bfloat16."""
     return {
         "COLUMNS": tile.columns, "STEP": tile.step, "JOINED": tile.joined, "TMA": tile.tma,
         "PACKED": x.is_cuda and x.dtype is torch.bfloat16, "num_warps": tile.warps, "num_stages": tile.stages,
-        **_early(tile, x),
     }  # fmt: skip
 
 
