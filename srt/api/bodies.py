@@ -56,9 +56,14 @@ class SharedSampling(StrictBody, frozen=True):
     n: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    stop_regex: str | list[str] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
+    json_schema: str | dict[str, Any] | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
 
 
 class SamplingBody(SharedSampling, frozen=True):
@@ -79,6 +84,7 @@ class GenerateBody(StrictBody, frozen=True):
     stream: bool | None = None
     rid: str | list[str] | None = None
     return_prompt_token_ids: bool | None = None
+    require_reasoning: bool | None = None
     return_logprob: bool | list[bool] | None = None
     logprob_start_len: int | list[int] | None = None
     top_logprobs_num: int | list[int] | None = None
@@ -87,6 +93,7 @@ class GenerateBody(StrictBody, frozen=True):
     cache_salt: str | None = None
     extra_key: str | None = None
     speculative: str | None = None
+    timeout_ms: int | None = None
 
 
 class StreamOptions(StrictBody, frozen=True):
@@ -106,12 +113,15 @@ class OpenAIBody(SharedSampling, frozen=True):
     include_stop_str_in_output: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
     return_token_ids: bool | None = None
     rid: str | None = None
     request_id: str | None = None
     cache_salt: str | None = None
     extra_key: str | None = None
     speculative: str | None = None
+    timeout_ms: int | None = None
 
 
 class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
@@ -166,6 +176,17 @@ class AbortBody(StrictBody, frozen=True):
     rid: str | None = None
     abort_all: bool | None = None
     abort_message: str | None = None
+
+
+class ScoreBody(StrictBody, frozen=True, kw_only=True):
+    """Body of /v1/score."""
+
+    query: str | list[int]
+    items: str | list[str | list[int]]
+    label_token_ids: list[int]
+    model: str | None = None
+    apply_softmax: bool | None = None
+    item_first: bool | None = None
 
 
 class ProfileBody(StrictBody, frozen=True):

@@ -29,6 +29,7 @@ class Body(Enum):
     COUNT_TOKENS = "k"
     RESPONSES = "r"
     INPUT_TOKENS = "i"
+    SCORE = "e"
 
 
 NESTED: Final = {"sampling_params": Body.SAMPLING, "stream_options": Body.STREAM_OPTIONS}
@@ -109,11 +110,21 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("seed", "pc", "the same"),
     _honoured("stop", "spc", "a text or at most 32 texts of at most 256 characters that end the answer"),
     _honoured("stop_token_ids", "spc", "at most 256 token ids that end the answer"),
+    _honoured(
+        "stop_regex", "spc", "at most 32 expressions (RE2) of at most 256 bytes that end the answer; they stay in it"
+    ),
     _honoured("ignore_eos", "spc", "go on after an end-of-sequence token"),
     _honoured("skip_special_tokens", "spcd", "leave special tokens out of the text; default true"),
     _honoured("no_stop_trim", "spc", "leave the stop text in the answer"),
     _honoured("include_stop_str_in_output", "pc", "the same"),
     # --- the answer's form
+    _honoured("response_format", "pc", "text, json_object, json_schema or structural_tag"),
+    _honoured("structured_outputs", "pc", "one of json, json_object, regex, choice, grammar, structural_tag"),
+    _honoured("json_schema", "spc", "JSON schema that the answer fits, an object or its text"),
+    _honoured("regex", "spc", "regular expression that the whole answer matches"),
+    _honoured("ebnf", "spc", "grammar in EBNF with a rule root"),
+    _honoured("structural_tag", "spc", "structural tag, an object or its text"),
+    _honoured("require_reasoning", "g", "constrain the answer behind the thinking, where the prompt leaves one open"),
     _honoured("logprobs", "pc", "true in chats; in completions how many of the most likely tokens, 0 to 20"),
     _honoured("top_logprobs", "c", "how many of the most likely tokens at each position, 0 to 20; needs logprobs"),
     _honoured("return_logprob", "g", "log probabilities of the model's own distribution; or a list for a batch"),
@@ -121,7 +132,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("top_logprobs_num", "g", "how many of the most likely tokens at each position, 0 to 128"),
     _honoured("token_ids_logprob", "g", "at most 128 tokens whose log probability is told at each position"),
     _honoured("return_text_in_logprobs", "g", "with the text of each token; default false"),
-    _honoured("model", "pctdmkri", "the served model name, its path, or 'default'"),
+    _honoured("model", "pctdmkrie", "the served model name, its path, or 'default'"),
     _honoured("stream", "gpcmr", "server-sent events instead of one body"),
     _honoured("stream_options", "pc", "include_usage, continuous_usage_stats"),
     _honoured("include_usage", "o", "one more chunk with the usage at the end"),
@@ -131,11 +142,18 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("return_prompt_token_ids", "g", "the prompt's token ids in the answer"),
     _honoured("rid", "gpca", "request id of the caller's choice: 1 to 128 visible ASCII characters"),
     _honoured("request_id", "pc", "the same"),
+    _honoured("timeout_ms", "gpc", "end the call after so long: 408 without a token, else finish_reason abort"),
     _honoured("cache_salt", "gpc", "separates cached prefixes; at most 256 characters"),
     _honoured("extra_key", "gpc", "the same"),
     _honoured("speculative", "gpc", "off: guess no tokens ahead for this call; the answer is the same"),
     _honoured("abort_all", "a", "abort every request"),
     _honoured("abort_message", "a", "text for the finish_reason of what is aborted"),
+    # --- label scoring
+    _honoured("query", "e", "what every prompt has: text, or token ids"),
+    _honoured("items", "e", "what each prompt has of its own: a text, texts, or lists of token ids"),
+    _honoured("label_token_ids", "e", "tokens whose probability behind the prompt is told; 1 to 128"),
+    _honoured("apply_softmax", "e", "probabilities among the labels alone; default false"),
+    _honoured("item_first", "e", "the item comes before the query; default false"),
     # --- the Responses API
     _honoured("input", "ri", "a text, or items: message, function_call, function_call_output, reasoning"),
     _honoured("instructions", "ri", "a system message before the conversation; not carried over to the next response"),
@@ -196,16 +214,13 @@ FIELDS: Final[tuple[Field, ...]] = (
     _neutral("repetition_detection", "pc", "not supported yet", False),
     _neutral("bad_words", "spc", "not supported yet", []),
     _neutral("allowed_token_ids", "spc", "not supported yet"),
+    _neutral("guided_json", "pc", "use structured_outputs"),
+    _neutral("guided_regex", "pc", "use structured_outputs"),
+    _neutral("guided_choice", "pc", "use structured_outputs"),
+    _neutral("guided_grammar", "pc", "use structured_outputs"),
     _neutral("top_logprobs", "p", "logprobs says how many", 0),
     _neutral("prompt_logprobs", "pc", "use echo with logprobs, or /generate"),
     _neutral("logprob_token_ids", "pc", "use token_ids_logprob of /generate", []),
-    _neutral("response_format", "pc", "no constrained output yet", {"type": "text"}),
-    _neutral("json_schema", "spc", "no constrained output yet", ""),
-    _neutral("regex", "spc", "no constrained output yet", ""),
-    _neutral("ebnf", "spc", "no constrained output yet", ""),
-    _neutral("structural_tag", "spc", "no constrained output yet", ""),
-    _neutral("structured_outputs", "pc", "no constrained output yet", {}),
-    _neutral("stop_regex", "spc", "not supported yet", "", []),
     _neutral("functions", "c", "use tools", []),
     _neutral("function_call", "c", "use tool_choice", "none", "auto"),
     _noted("parallel_tool_calls", "ct", "the model decides how many calls it makes", True),
@@ -242,7 +257,6 @@ FIELDS: Final[tuple[Field, ...]] = (
     _noted("separate_reasoning", "c", "the reasoning is part of the content", False),
     _noted("stream_reasoning", "c", "the reasoning is part of the content", True),
     _noted("include_reasoning", "c", "the reasoning is part of the content", True),
-    _noted("require_reasoning", "g", "the model decides", False),
     _noted("spaces_between_special_tokens", "spc", "the tokenizer puts none", True),
     _noted("priority", "gpc", "requests are served by the server's policy", 0),
     _noted("session_id", "gpc", "prefixes are cached without sessions"),

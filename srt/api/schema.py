@@ -23,7 +23,17 @@ from srt.api.bodies import (
     shown,
 )
 from srt.api.chat import chat_prompt
-from srt.api.sampling import chat_logprobs, check_penalties, completion_logprobs, copies, logit_bias, native_logprobs
+from srt.api.constraints import native_constraint, openai_constraint
+from srt.api.sampling import (
+    chat_logprobs,
+    check_penalties,
+    completion_logprobs,
+    copies,
+    logit_bias,
+    native_logprobs,
+    stop_regexes,
+    timeout_ms,
+)
 from srt.errors import ErrorCode, ServingError
 from srt.messages import ChatPrompt, ImageSource, SamplingParams, TextPrompt, TokenPrompt
 
@@ -65,6 +75,8 @@ class Request(msgspec.Struct, frozen=True):
     """There is, or may be, more than one answer."""
     namespace: str = ""
     speculative: bool = True
+    timeout_ms: int | None = None
+    """The call ends when so much time has passed since it came."""
     notices: tuple[Notice, ...] = ()
     limit_field: str = "max_new_tokens"
     """How the client calls the limit of new tokens."""
@@ -103,7 +115,8 @@ class Schema:
         self._check_answers(len(prompts), n)
         logprobs = native_logprobs(body, len(prompts), self._vocab_size)
         shared = bodies.count(bodies[0]) == len(bodies)
-        sampling = [self._native_sampling(entry) for entry in (bodies[:1] if shared else bodies)]
+        thinks = body.require_reasoning or False
+        sampling = [self._native_sampling(entry, thinks=thinks) for entry in (bodies[:1] if shared else bodies)]
         if body.return_logprob:
             params = sampling * len(prompts) if shared else sampling
             sampling = [
@@ -121,6 +134,7 @@ class Schema:
             batch=batch or n > 1,
             namespace=_namespace(body.cache_salt, body.extra_key),
             speculative=_speculative(body.speculative),
+            timeout_ms=timeout_ms(body.timeout_ms),
             notices=notices,
             return_ids=body.return_prompt_token_ids or False,
             images=_native_images(body.image_data, len(prompts), batch=batch),
@@ -132,7 +146,8 @@ class Schema:
         # With nothing to generate there is still the prompt to be told about.
         fewest = 0 if body.echo else 1
         params = self._openai_sampling(body, body.max_tokens, "max_tokens", usual=COMPLETION_NEW_TOKENS, fewest=fewest)
-        params = msgspec.structs.replace(params, logprobs=completion_logprobs(body))
+        constraint = openai_constraint(body, after_thinking=False)
+        params = msgspec.structs.replace(params, logprobs=completion_logprobs(body), constraint=constraint)
         return self._openai_request(body, notices, "completion", prompts, params, "max_tokens", echo=body.echo or False)
 
     def chat(self, body: ChatBody, notices: tuple[Notice, ...]) -> Request:
@@ -141,7 +156,8 @@ class Schema:
         if limit is None:
             limit, field = body.max_tokens, "max_tokens"
         params = self._openai_sampling(body, limit, field, usual=None)
-        params = msgspec.structs.replace(params, logprobs=chat_logprobs(body))
+        constraint = openai_constraint(body, after_thinking=True)
+        params = msgspec.structs.replace(params, logprobs=chat_logprobs(body), constraint=constraint)
         prompt, images = chat_prompt(body)
         request = self._openai_request(body, notices, "chat", (prompt,), params, field)
         return msgspec.structs.replace(request, images=[images]) if images else request
@@ -163,10 +179,10 @@ class Schema:
             raise invalid(f"exactly one of 'text' and 'input_ids' is required, got {found}", "text")
         if body.input_ids is not None:
             packed, batch = self.token_lists(body.input_ids, "input_ids")
-            return self._batch([TokenPrompt(ids) for ids in packed], "input_ids"), batch
+            return self.batch([TokenPrompt(ids) for ids in packed], "input_ids"), batch
         match body.text:
             case list() as texts:
-                return self._batch([_text(text, f"text[{index}]") for index, text in enumerate(texts)], "text"), True
+                return self.batch([_text(text, f"text[{index}]") for index, text in enumerate(texts)], "text"), True
             case text:
                 assert text is not None
                 return (_text(text, "text"),), False
@@ -177,12 +193,13 @@ class Schema:
                 return (_text(text, "prompt"),)
             case [str(), *_]:
                 prompts = [_text(text, f"prompt[{index}]") for index, text in enumerate(_all_texts(given))]
-                return self._batch(prompts, "prompt")
+                return self.batch(prompts, "prompt")
             case _:
                 packed, _nested = self.token_lists(_no_texts(given), "prompt")
-                return self._batch([TokenPrompt(ids) for ids in packed], "prompt")
+                return self.batch([TokenPrompt(ids) for ids in packed], "prompt")
 
-    def _batch(self, prompts: list[V], name: str) -> tuple[V, ...]:
+    def batch(self, prompts: list[V], name: str) -> tuple[V, ...]:
+        """Prompts of one call, of which there must not be too many."""
         if not prompts:
             raise invalid(f"'{name}' is empty", name)
         if len(prompts) > self._batch_limit:
@@ -216,8 +233,8 @@ class Schema:
 
     # --- sampling ---------------------------------------------------------------------------------------
 
-    def _native_sampling(self, body: SamplingBody) -> SamplingParams:
-        return self._sampling(
+    def _native_sampling(self, body: SamplingBody, *, thinks: bool) -> SamplingParams:
+        params = self._sampling(
             body,
             new_tokens=(body.max_new_tokens, "max_new_tokens", NATIVE_NEW_TOKENS),
             fewest=0,
@@ -225,6 +242,7 @@ class Schema:
             seed=(body.sampling_seed, "sampling_seed"),
             no_stop_trim=body.no_stop_trim or False,
         )
+        return msgspec.structs.replace(params, constraint=native_constraint(body, after_thinking=thinks))
 
     def _openai_sampling(
         self, body: OpenAIBody, limit: int | None, field: str, *, usual: int | None, fewest: int = 1
@@ -274,6 +292,7 @@ class Schema:
             min_p=body.min_p,
             seed=seed[0],
             stop=_stops(body.stop),
+            stop_regexes=stop_regexes(body.stop_regex),
             stop_token_ids=self._stop_ids(body.stop_token_ids or []),
             ignore_eos=body.ignore_eos or False,
             skip_special_tokens=body.skip_special_tokens is not False,
@@ -323,6 +342,7 @@ class Schema:
             batch=answers > 1,
             namespace=_namespace(body.cache_salt, body.extra_key),
             speculative=_speculative(body.speculative),
+            timeout_ms=timeout_ms(body.timeout_ms),
             notices=notices,
             limit_field=limit_field,
             include_usage=bool(options and options.include_usage),

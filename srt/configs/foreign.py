@@ -28,7 +28,7 @@ def _refused(sentence: str, *names: str, accepts: tuple[str, ...] = ()) -> Forei
     return Foreign(names, sentence, accepts=accepts)
 
 
-NO_GRAMMAR: Final = "output cannot be held to a grammar by this version"
+GRAMMARS: Final = "say --grammar-backend and --max-grammar-seconds"
 MODEL_DEFAULTS: Final = "sampling defaults are those of generation_config.json"
 IMAGE_LIMITS: Final = "images are limited by --max-images-per-request, --max-image-bytes, --max-image-pixels"
 NO_PARSERS: Final = (
@@ -40,9 +40,6 @@ NO_CLUSTER: Final = "one machine, one replica, --tp-size workers is all that thi
 NO_TRACE: Final = "traces are not exported; /metrics and --log-requests are what there is to look at"
 CHOSEN: Final = "this backend is chosen from the device and the weights, and printed at start-up"
 NO_GRAPHS: Final = "a CPU has no CUDA graphs to size"
-NO_FRACTION: Final = (
-    "memory is planned, not given as a fraction: say --context-length and --max-running-requests, or --max-total-tokens"
-)
 
 FOREIGN: Final[tuple[Foreign, ...]] = (
     # --- what happens anyway ---
@@ -59,11 +56,9 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _noted("a model that takes images is always served with them", "--enable-multimodal"),
     _noted("no warm-up request is sent through the server", "--skip-server-warmup"),
     # --- memory and scheduling ---
-    _refused(NO_FRACTION, "--mem-fraction-static", "--gpu-memory-utilization"),
     _refused("give the size of the KV pool in tokens: --max-total-tokens", "--kv-cache-memory-bytes"),
     _refused("a step's prompt tokens are bounded by --chunked-prefill-size", "--max-prefill-tokens"),
     _refused("how much of their limits requests will use is learned as they end", "--schedule-conservativeness"),
-    _refused("texts and ids in streams of /generate are cumulative", "--incremental-streaming-output"),
     _refused("metrics have the prefix sglang:", "--metrics-prefix", accepts=("sglang",)),
     _refused("cached prefixes are evicted least recently used first", "--radix-eviction-policy", accepts=("lru",)),
     _refused(
@@ -122,8 +117,7 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _refused("--speculative-algorithm says which drafter runs", "--spec"),
     _noted("several MTP modules are always run as such", "--enable-multi-layer-eagle"),
     _refused(NO_PARSERS, "--reasoning-parser", "--tool-call-parser", "--enable-auto-tool-choice"),
-    _refused(NO_GRAMMAR, "--grammar-backend", accepts=("none",)),
-    _refused(NO_GRAMMAR, "--guided-decoding-backend", "--structured-outputs-config"),
+    _refused(GRAMMARS, "--structured-outputs-config", "--constrained-json-disable-any-whitespace"),
     _refused(
         IMAGE_LIMITS,
         "--limit-mm-data-per-request",

@@ -17,6 +17,7 @@ MEMORY: Final = "KV memory and batching"
 IMAGES: Final = "Images"
 EXECUTION: Final = "Execution"
 SPECULATION: Final = "Speculative decoding"
+GRAMMARS: Final = "Constrained output"
 LOGGING: Final = "Logging"
 
 
@@ -192,6 +193,18 @@ class ServerConfig(msgspec.Struct, frozen=True):
             unset="from free memory",
         ),
     ] = None
+    mem_fraction_static: Annotated[
+        float | None,
+        Option(
+            MEMORY,
+            "Share of the free memory that the plan may fill. A last resort: say context length and running requests, "
+            "and `server plan` says what they take.",
+            peer_names=("--gpu-memory-utilization",),
+            minimum=0.05,
+            maximum=1,
+            unset="0.9 on a CPU, 0.97 on a GPU, where steps and graphs are planned too",
+        ),
+    ] = None
     swa_full_tokens_ratio: Annotated[
         float | None,
         Option(
@@ -358,6 +371,34 @@ class ServerConfig(msgspec.Struct, frozen=True):
             unset="the model path",
         ),
     ] = None
+
+    grammar_backend: Annotated[
+        str,
+        Option(
+            GRAMMARS,
+            "Library that holds answers to JSON schemas, regular expressions and grammars.",
+            peer_names=("--guided-decoding-backend",),
+            choices=("xgrammar", "llguidance", "none"),
+        ),
+    ] = "xgrammar"
+    max_grammar_seconds: Annotated[
+        float,
+        Option(
+            GRAMMARS,
+            "What compiling a constraint may take of a core; one that takes longer is answered with 400.",
+            unit="seconds",
+            minimum=0.1,
+        ),
+    ] = 10.0
+
+    incremental_streaming_output: Annotated[
+        bool,
+        Option(
+            NETWORK,
+            "Events of a streamed /generate carry what is new, not all so far.",
+            aliases=("--stream-output",),
+        ),
+    ] = False
 
     log_level: Annotated[
         str, Option(LOGGING, "Least important lines to print.", choices=("debug", "info", "warning", "error"))

@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Final, assert_never
 
+import msgspec
 import zmq
 
 from srt.configs.plan import RuntimePlan
@@ -24,6 +25,7 @@ from srt.messages import (
     CallFailed,
     Cancel,
     ChatPrompt,
+    Constraint,
     Delta,
     Deltas,
     Detokenize,
@@ -34,6 +36,10 @@ from srt.messages import (
     Finish,
     FlushCache,
     Generate,
+    GrammarLoaded,
+    GrammarRefused,
+    GrammarSpec,
+    GrammarStored,
     ImageMade,
     ImageRefused,
     Ready,
@@ -48,12 +54,14 @@ from srt.messages import (
     ToTokenizer,
 )
 from srt.tokenizer.answer import Answer
+from srt.tokenizer.grammar_desk import open_desk as open_grammar_desk
 from srt.tokenizer.image_desk import open_desk
 from srt.tokenizer.image_prompt import Picture
 from srt.tokenizer.logprobs import Scores
 from srt.tokenizer.prompt import Prompter, unpack_ids
 from srt.tokenizer.sampling import SamplingDefaults, SamplingResolver
 from srt.tokenizer.template import ChatTemplate, find_template
+from srt.tokenizer.thinking import start_of, thinking_ids
 from srt.tokenizer.vocabulary import Vocabulary, read_json_object
 from srt.wire import Inbox, Outbox
 
@@ -77,6 +85,8 @@ class TokenizerProcess:
         source = find_template(directory, self.vocabulary.config, plan.server.chat_template)
         template = None if source is None else ChatTemplate(source, self.vocabulary.specials)
         self.images = open_desk(plan, self.vocabulary, rundir, context)
+        self.grammars = open_grammar_desk(plan, rundir, context)
+        self.thinking = thinking_ids(self.vocabulary)
         self.prompter = Prompter(self.vocabulary, template, plan.context_length, self.images.placeholder)
         defaults = SamplingDefaults.of(read_json_object(directory / "generation_config.json"))
         self.resolver = SamplingResolver(defaults, plan.model.eos_token_ids, plan.context_length, plan.random_seed)
@@ -87,11 +97,14 @@ class TokenizerProcess:
         self.asking: dict[int, Tokenize] = {}
         """Requests and calls whose images are not ready."""
         self.waiting: dict[str, tuple[Generate, tuple[Picture, ...]]] = {}
+        self.constrained: dict[str, Admit] = {}
+        """Requests whose grammar is not ready."""
         self.answers: dict[str, Answer] = {}
 
     def close(self) -> None:
         """Close the sockets; what was sent is handed over first."""
         self.images.close()
+        self.grammars.close()
         for outbox in (self.api, self.scheduler):
             outbox.close()
         self.inbox.close()
@@ -122,8 +135,8 @@ class TokenizerProcess:
                 self.detokenize(message)
             case AbortAll() | FlushCache() | StartProfile() | StopProfile():
                 self.pass_down(message)
-            case ImageMade() | ImageRefused():
-                self.hear_of_image(message)
+            case ImageMade() | ImageRefused() | GrammarStored() | GrammarRefused() | GrammarLoaded():
+                self.hear(message)
             case Done() | SchedulerStats():
                 self.api.send(message)
             case _:
@@ -142,10 +155,17 @@ class TokenizerProcess:
         self.arriving[request.rid] = request
         self.take_images()
 
-    def hear_of_image(self, news: ImageMade | ImageRefused) -> None:
-        """An image is made, or is not."""
-        self.images.hear(news)
-        self.take_images()
+    def hear(self, news: ImageMade | ImageRefused | GrammarStored | GrammarRefused | GrammarLoaded) -> None:
+        """An image or a grammar is made, or is not."""
+        match news:
+            case ImageMade() | ImageRefused():
+                self.images.hear(news)
+                self.take_images()
+            case GrammarStored() | GrammarRefused() | GrammarLoaded():
+                self.grammars.hear(news)
+                self.take_grammars()
+            case _:
+                assert_never(news)
 
     def take_images(self) -> None:
         """Go on with whose images are ready, and end those whose images are refused."""
@@ -180,34 +200,69 @@ class TokenizerProcess:
             packed, spans = self.images.place(self.packed_ids(request.prompt), pictures)
             prompt_tokens = len(packed) // _BYTES_PER_ID
             sampling, stop = self.resolver.resolve(request.sampling, prompt_tokens)
+            wanted = request.sampling.logprobs
+            answer = Answer(
+                request.rid,
+                self.vocabulary,
+                stop,
+                stream=request.stream,
+                skip_special_tokens=request.sampling.skip_special_tokens,
+                prompt_tokens=prompt_tokens,
+                images=len(spans),
+                image_tokens=sum(span.tokens for span in spans),
+                scores=None if wanted is None else Scores(wanted, packed, self.vocabulary),
+            )
         except ServingError as error:
             self.images.release(request.rid)
             self.refuse(request, error)
             return
-        wanted = request.sampling.logprobs
-        self.answers[request.rid] = Answer(
+        self.answers[request.rid] = answer
+        admit = Admit(
             request.rid,
-            self.vocabulary,
+            packed,
+            sampling,
             stop,
-            stream=request.stream,
-            skip_special_tokens=request.sampling.skip_special_tokens,
-            prompt_tokens=prompt_tokens,
-            images=len(spans),
-            image_tokens=sum(span.tokens for span in spans),
-            scores=None if wanted is None else Scores(wanted, packed, self.vocabulary),
+            namespace=request.namespace,
+            received_ns=request.received_ns,
+            images=spans,
+            speculative=request.speculative,
         )
-        self.scheduler.send(
-            Admit(
-                request.rid,
-                packed,
-                sampling,
-                stop,
-                namespace=request.namespace,
-                received_ns=request.received_ns,
-                images=spans,
-                speculative=request.speculative,
-            )
-        )
+        if request.sampling.constraint is None:
+            self.scheduler.send(admit)
+        else:
+            self.constrain(admit, request.sampling.constraint)
+
+    def constrain(self, admit: Admit, constraint: Constraint) -> None:
+        """Have a request's grammar made; it goes on when every worker has it."""
+        spec = GrammarSpec(b"", admit.stop.token_ids, start_of(constraint, admit.token_ids, self.thinking))
+        sampling = msgspec.structs.replace(admit.sampling, grammar=spec)
+        self.constrained[admit.rid] = msgspec.structs.replace(admit, sampling=sampling)
+        try:
+            self.grammars.begin(admit.rid, constraint)
+        except ServingError as error:
+            self.drop_constrained(admit.rid)
+            self.api.send(Failed(admit.rid, error.code, error.text, error.param))
+            return
+        self.take_grammars()
+
+    def take_grammars(self) -> None:
+        """Go on with whose grammars are ready, and end those whose constraints cannot be obeyed."""
+        ready, failed = self.grammars.take()
+        for rid, key in ready:
+            admit = self.constrained.pop(rid)
+            assert admit.sampling.grammar is not None
+            grammar = msgspec.structs.replace(admit.sampling.grammar, key=key)
+            sampling = msgspec.structs.replace(admit.sampling, grammar=grammar)
+            self.scheduler.send(msgspec.structs.replace(admit, sampling=sampling))
+        for rid, error in failed:
+            self.drop_constrained(rid)
+            self.api.send(Failed(rid, error.code, error.text, error.param))
+
+    def drop_constrained(self, rid: str) -> None:
+        """Forget a request whose grammar is not ready."""
+        del self.constrained[rid], self.answers[rid]
+        self.grammars.release(rid)
+        self.images.release(rid)
 
     def packed_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> bytes:
         """Ids of a prompt. What a client's words make templates and libraries do must not end everybody's server.
@@ -231,6 +286,9 @@ class TokenizerProcess:
         elif self.waiting.pop(rid, None) is not None:
             self.images.release(rid)
             self.api.send(Deltas([Delta(rid, finish=Finish("abort", text="aborted before its prompt was tokenized"))]))
+        elif rid in self.constrained:
+            self.drop_constrained(rid)
+            self.api.send(Deltas([Delta(rid, finish=Finish("abort", text="aborted before its grammar was compiled"))]))
         elif rid in self.answers and not self.answers[rid].closed:
             self.scheduler.send(Abort(rid))
 
@@ -247,6 +305,7 @@ class TokenizerProcess:
                     self.scheduler.send(StopMatched(emission.rid))
             if emission.finish is not None:
                 del self.answers[emission.rid]
+                self.grammars.release(emission.rid)
         if deltas:
             self.api.send(Deltas(deltas))
         for rid in emitted.released:
@@ -255,6 +314,7 @@ class TokenizerProcess:
     def fail(self, failed: Failed) -> None:
         """The scheduler refuses or drops a request: tell the client, if it has no ending yet."""
         self.images.release(failed.rid)
+        self.grammars.release(failed.rid)
         if not self.answers.pop(failed.rid).closed:
             self.api.send(failed)
 
@@ -262,7 +322,7 @@ class TokenizerProcess:
         """Calls that the scheduler answers; `AbortAll` ends what has not come to it, too."""
         match call:
             case AbortAll():
-                for rid in [*self.arriving, *self.waiting]:
+                for rid in [*self.arriving, *self.waiting, *self.constrained]:
                     self.cancel(rid)
             case FlushCache() | StartProfile() | StopProfile():
                 pass
