@@ -149,4 +149,8 @@ class RuntimePlan(msgspec.Struct, frozen=True):
     image_processes: int = 0
     """Processes that decode images, beside the tokenizer; 0 if the model takes none."""
     drafting: DraftTraits = DraftTraits()
+    reasoning_format: str = ""
+    """Name in `srt.formats.description.FORMATS` of how reasoning is written; empty: it is not looked for."""
+    call_format: str = ""
+    """The same for tool calls."""
     table: tuple[Choice, ...] = ()
