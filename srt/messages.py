@@ -22,7 +22,11 @@ from srt.payloads import Finish as Finish
 from srt.payloads import GroupUsage as GroupUsage
 from srt.payloads import ImageSource as ImageSource
 from srt.payloads import ImageSpan as ImageSpan
+from srt.payloads import LogprobParams as LogprobParams
+from srt.payloads import Logprobs as Logprobs
+from srt.payloads import LogprobSpec as LogprobSpec
 from srt.payloads import Message as Message
+from srt.payloads import RowLogprobs as RowLogprobs
 from srt.payloads import SamplingParams as SamplingParams
 from srt.payloads import SamplingSpec as SamplingSpec
 from srt.payloads import SpeculationCounts as SpeculationCounts
@@ -30,6 +34,7 @@ from srt.payloads import StopSpec as StopSpec
 from srt.payloads import TextPrompt as TextPrompt
 from srt.payloads import Timing as Timing
 from srt.payloads import TokenPrompt as TokenPrompt
+from srt.payloads import joined as joined
 
 # --- requests on their way down -------------------------------------------------------------------------
 
@@ -101,6 +106,10 @@ class Emission(Message, frozen=True):
     timing: Timing | None = None
     speculation: SpeculationCounts | None = None
     """Of the request so far; None if it never had guesses to check."""
+    logprobs: Logprobs | None = None
+    """Of `token_ids`, where the request wants them."""
+    prompt_logprobs: Logprobs | None = None
+    """Of the next positions of its prompt."""
 
 
 class Emitted(Message, frozen=True):
@@ -126,6 +135,10 @@ class Delta(Message, frozen=True):
     finish: Finish | None = None
     timing: Timing | None = None
     speculation: SpeculationCounts | None = None
+    logprobs: Logprobs | None = None
+    """Of `token_ids`, where the request wants them."""
+    prompt_logprobs: Logprobs | None = None
+    """Of the next positions of its prompt."""
 
 
 class Deltas(Message, frozen=True):
@@ -310,6 +323,8 @@ class RowStart(Message, frozen=True):
 
     `token_ids`: all tokens known so far (prompt, then what was generated before a retraction), int32 bytes.
     `computed`: how many of them have KV already (prefix hit). `prompt_tokens` splits prompt from generated.
+    `logprobs_from`: the first position of the prompt whose log probability is still wanted, at least `computed` + 1;
+    None if none is.
     """
 
     row: int
@@ -319,6 +334,7 @@ class RowStart(Message, frozen=True):
     sampling: SamplingSpec
     images: tuple[ImageSpan, ...] = ()
     """Those that reach beyond `computed`."""
+    logprobs_from: int | None = None
 
 
 class PageUpdate(Message, frozen=True):
@@ -373,6 +389,8 @@ class StepResult(Message, frozen=True):
     drafted: list[int] = []
     guess_us: int = 0
     """Part of `elapsed_us` that went into guesses for the next step."""
+    logprobs: list[RowLogprobs] = []
+    """Of rows that want them, in plan order."""
 
 
 class WorkerFault(Message, frozen=True):

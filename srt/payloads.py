@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -14,8 +15,25 @@ class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Base of all messages: immutable, tagged with its class name, defaults are not sent."""
 
 
+class LogprobSpec(Message, frozen=True):
+    """Log probabilities that a request wants: of each new token and, from position `prompt_from` on, of its prompt's.
+
+    At each position also of the `top` most likely tokens and of the tokens `ids`. They are those of the model's own
+    distribution, softmax(logits), before anything that sampling does to it.
+    """
+
+    top: int = 0
+    ids: tuple[int, ...] = ()
+    prompt_from: int | None = None
+    """At least 1: nothing is known before the first token. None: the prompt is not looked at."""
+
+
 class SamplingSpec(Message, frozen=True):
-    """How the worker turns logits into a token. Filters apply in the order top_k, top_p, min_p.
+    """How the worker turns logits into a token.
+
+    First, for what the row already has: `repetition_penalty` divides positive logits of tokens of prompt and answer
+    and multiplies negative ones; `frequency_penalty` is subtracted once for each time that the answer has the token,
+    `presence_penalty` once if it has. Then `logit_bias` is added. Filters apply in the order top_k, top_p, min_p.
 
     `temperature` 0 is greedy. `top_k` 0 keeps all. `seed` names the noise: a token drawn at position p of a
     request depends on (seed, p) and the logits only, so that batch, chunking and retraction cannot change it.
@@ -29,6 +47,12 @@ class SamplingSpec(Message, frozen=True):
     seed: int = 0
     min_new_tokens: int = 0
     suppressed_ids: tuple[int, ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs of id and what is added to its logit, no id twice."""
+    logprobs: LogprobSpec | None = None
 
 
 class StopSpec(Message, frozen=True):
@@ -86,6 +110,19 @@ class ImageSpan(Message, frozen=True):
     rows: int
 
 
+class LogprobParams(Message, frozen=True):
+    """Log probabilities as a client asks for them; see `LogprobSpec`.
+
+    `prompt_from`: the first position of the prompt that the answer lists; -1 is its last one, None leaves it out.
+    `texts`: with the bytes of every token that is named.
+    """
+
+    top: int = 0
+    ids: tuple[int, ...] = ()
+    prompt_from: int | None = None
+    texts: bool = True
+
+
 ConstraintKind = Literal["json_schema", "json_object", "regex", "ebnf", "choice", "structural_tag"]
 
 
@@ -130,7 +167,73 @@ class SamplingParams(Message, frozen=True):
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     no_stop_trim: bool = False
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: LogprobParams | None = None
     constraint: Constraint | None = None
+
+
+class Logprobs(Message, frozen=True):
+    """Natural logarithms of probabilities at N consecutive positions of a request, little-endian.
+
+    Of the token that stands there, of the K most likely ones in falling order, and of the M tokens that the client
+    lists. NaN where nothing was computed: at the first position that a client asked for in its prompt.
+    """
+
+    token_ids: bytes
+    """[N] int32."""
+    values: bytes
+    """[N] float32."""
+    top_ids: bytes = b""
+    """[N, K] int32."""
+    top_values: bytes = b""
+    """[N, K] float32."""
+    listed: bytes = b""
+    """[N, M] float32."""
+    texts: tuple[bytes, ...] = ()
+    """Bytes of the N tokens, then of the N x K, then of the M; empty where nobody wants them."""
+
+    def __len__(self) -> int:
+        return len(self.token_ids) // 4
+
+    def head(self, count: int) -> Logprobs:
+        """The first positions. Only before there are texts."""
+        size = len(self)
+        if count >= size:
+            return self
+
+        def cut(column: bytes) -> bytes:
+            return column[: len(column) // size * count]
+
+        return Logprobs(
+            cut(self.token_ids), cut(self.values), cut(self.top_ids), cut(self.top_values), cut(self.listed)
+        )
+
+
+def joined(parts: Sequence[Logprobs]) -> Logprobs:
+    """Several runs of positions as one. Only before there are texts."""
+    if len(parts) == 1:
+        return parts[0]
+    return Logprobs(
+        b"".join([part.token_ids for part in parts]),
+        b"".join([part.values for part in parts]),
+        b"".join([part.top_ids for part in parts]),
+        b"".join([part.top_values for part in parts]),
+        b"".join([part.listed for part in parts]),
+    )
+
+
+class RowLogprobs(Message, frozen=True):
+    """What a step says about a row that wants log probabilities; `at` is the row's place in the plan.
+
+    `prompt`: of positions of the prompt that the step has reached; `output`: of the row's new tokens.
+    """
+
+    at: int
+    prompt: Logprobs | None = None
+    output: Logprobs | None = None
 
 
 class Finish(Message, frozen=True):

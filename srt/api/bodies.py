@@ -49,6 +49,11 @@ class SharedSampling(StrictBody, frozen=True):
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    n: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
@@ -74,6 +79,11 @@ class GenerateBody(StrictBody, frozen=True):
     stream: bool | None = None
     rid: str | list[str] | None = None
     return_prompt_token_ids: bool | None = None
+    return_logprob: bool | list[bool] | None = None
+    logprob_start_len: int | list[int] | None = None
+    top_logprobs_num: int | list[int] | None = None
+    token_ids_logprob: list[int | list[int] | None] | None = None
+    return_text_in_logprobs: bool | None = None
     cache_salt: str | None = None
     extra_key: str | None = None
     speculative: str | None = None
@@ -109,6 +119,7 @@ class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
 
     prompt: str | list[str | int | list[int]]
     echo: bool | None = None
+    logprobs: int | None = None
 
 
 class ChatBody(OpenAIBody, frozen=True):
@@ -122,6 +133,8 @@ class ChatBody(OpenAIBody, frozen=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
 
 
 class TokenizeBody(StrictBody, frozen=True):

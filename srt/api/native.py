@@ -10,10 +10,11 @@ import orjson
 from srt.api.bodies import GenerateBody, Parser
 from srt.api.fields import Body
 from srt.api.http import Exchange
+from srt.api.logprobs import native_lists
 from srt.api.schema import Request
 from srt.api.service import Service
 from srt.api.tickets import Stream, Ticket
-from srt.messages import Finish, TokenPrompt
+from srt.messages import Finish, LogprobParams, TokenPrompt
 
 WEIGHT_VERSION: Final = "default"
 
@@ -29,25 +30,51 @@ def finish_reason(finish: Finish, completion_tokens: int, abort_text: str | None
             return {"type": "abort", "message": abort_text or finish.text, "status_code": None, "err_type": None}
 
 
+class LogprobLists:
+    """The log probabilities of one answer, as members of `meta_info`; kept as JSON while it grows."""
+
+    def __init__(self, wanted: LogprobParams) -> None:
+        self._wanted = wanted
+        self._length = 0
+        self._lists: dict[str, bytearray] = {
+            f"{side}_{name}": bytearray()
+            for name in ("token_logprobs", "top_logprobs", "token_ids_logprobs")
+            for side in ("input", "output")
+        }
+
+    def write(self, stream: Stream) -> bytes:
+        """All so far, with what came since the last time."""
+        pending = stream.take_logprobs()
+        for side, parts in (("input", pending.prompt), ("output", pending.output)):
+            for name, entries in native_lists(parts, self._wanted.ids, texts=self._wanted.texts).items():
+                so_far = self._lists[f"{side}_{name}"]
+                so_far += (b"," if so_far and entries else b"") + orjson.dumps(entries)[1:-1]
+        self._length += sum(map(len, pending.output))
+        members = [b'"%b":[%b]' % (name.encode(), bytes(entries)) for name, entries in self._lists.items()]
+        return b"," + b",".join([*members, b'"output_token_logprobs_length":%d' % self._length])
+
+
 class Item:
     """One prompt's answer, written again and again while it grows, each time whole.
 
     Text and ids are kept as JSON, so that a new token costs its own bytes and one copy.
     """
 
-    __slots__ = ("_head", "_ids", "_tail", "_text")
+    __slots__ = ("_head", "_ids", "_logprobs", "_tail", "_text")
 
     def __init__(self, ticket: Ticket, stream: Stream) -> None:
         self._text = bytearray()
         self._ids = bytearray()
         self._head = b'"meta_info":{"id":%s,"finish_reason":' % orjson.dumps(stream.name)
         self._tail = self._extras(ticket, stream)
+        wanted = ticket.request.sampling[stream.prompt_index].logprobs
+        self._logprobs = None if wanted is None else LogprobLists(wanted)
 
     @staticmethod
     def _extras(ticket: Ticket, stream: Stream) -> bytes:
         request = ticket.request
         extras: dict[str, Any] = {}
-        prompt = request.prompts[stream.index]
+        prompt = request.prompts[stream.prompt_index]
         match prompt:
             case TokenPrompt() if request.return_ids:
                 extras["prompt_token_ids"] = memoryview(prompt.token_ids).cast("i").tolist()
@@ -66,6 +93,8 @@ class Item:
         if ids:
             self._ids += (b"," if self._ids else b"") + orjson.dumps(ids)[1:-1]
         meta_info = self._meta_info(stream)
+        if self._logprobs is not None:
+            meta_info = meta_info[:-1] + self._logprobs.write(stream) + b"}"
         return b"".join(
             (b'{"text":"', self._text, b'","output_ids":[', self._ids, b"],", self._head, meta_info, self._tail)
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -12,22 +12,24 @@ import orjson
 from srt.api.bodies import ChatBody, CompletionBody, Notice, Parser
 from srt.api.fields import Body
 from srt.api.http import Exchange
+from srt.api.logprobs import CompletionLogprobs, chat_logprobs
 from srt.api.native import WEIGHT_VERSION
 from srt.api.schema import Prompt, Request
 from srt.api.service import Service
 from srt.api.tickets import Stream, Ticket
-from srt.messages import ChatPrompt, TextPrompt, TokenPrompt
+from srt.messages import ChatPrompt, Logprobs, TextPrompt, TokenPrompt
 
 COMPLETION_PREFIX: Final = "cmpl-"
 CHAT_PREFIX: Final = "chatcmpl-"
 CONTENT_OPEN: Final = b'{"content":'
 CONTENT_CLOSE: Final = b',"reasoning_content":null}'
-NO_FINISH: Final = b'"logprobs":null,"finish_reason":null,"matched_stop":null,"stop_reason":null'
+NO_FINISH: Final = b'"finish_reason":null,"matched_stop":null,"stop_reason":null'
 
 
 def usage(streams: list[Stream]) -> dict[str, Any]:
-    """Tokens of a call."""
-    prompt = sum(stream.prompt.tokens for stream in streams)
+    """Tokens of a call. A prompt counts once, however many answers it gets."""
+    prompts = list({stream.prompt_index: stream.prompt for stream in reversed(streams)}.values())
+    prompt = sum(counts.tokens for counts in prompts)
     completion = sum(stream.completion_tokens for stream in streams)
     return {
         "prompt_tokens": prompt,
@@ -35,8 +37,8 @@ def usage(streams: list[Stream]) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "reasoning_tokens": 0,
         "prompt_tokens_details": {
-            "cached_tokens": sum(stream.prompt.cached_tokens for stream in streams),
-            "image_tokens": sum(stream.prompt.image_tokens for stream in streams),
+            "cached_tokens": sum(counts.cached_tokens for counts in prompts),
+            "image_tokens": sum(counts.image_tokens for counts in prompts),
         },
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
@@ -46,9 +48,27 @@ def finish_fields(stream: Stream) -> dict[str, Any]:
     """How a choice ended, under the names of both big servers."""
     assert stream.finish is not None
     matched = stream.finish.matched
-    return {
-        "logprobs": None, "finish_reason": stream.finish.kind, "matched_stop": matched, "stop_reason": matched,
-    }  # fmt: skip
+    return {"finish_reason": stream.finish.kind, "matched_stop": matched, "stop_reason": matched}
+
+
+class ChoiceLogprobs:
+    """`logprobs` of one choice, piece by piece in the order of its text; null unless the client wants them."""
+
+    def __init__(self, request: Request, stream: Stream) -> None:
+        wanted = request.sampling[stream.prompt_index].logprobs is not None
+        self._wanted_by_chat = wanted and request.kind == "chat"
+        self._completion = CompletionLogprobs() if wanted and request.kind == "completion" else None
+
+    def render(self, parts: list[Logprobs]) -> dict[str, Any] | None:
+        """What has come since the last time; of the prompt first."""
+        if self._completion is not None:
+            return self._completion.render(parts)
+        return chat_logprobs(parts) if self._wanted_by_chat else None
+
+    def rest(self, stream: Stream) -> dict[str, Any] | None:
+        """All that a stream has and that is not yet taken."""
+        pending = stream.take_logprobs()
+        return self.render([*pending.prompt, *pending.output])
 
 
 def prompt_ids(request: Request, index: int) -> list[int]:
@@ -79,23 +99,36 @@ def whole_completion(answer: Answer, ticket: Ticket) -> dict[str, Any]:
     choices: list[dict[str, Any]] = []
     for stream in ticket.streams:
         text, ids = stream.take()
-        echo = answer.echoes[stream.index] if answer.echoes else ""
-        choice: dict[str, Any] = {"text": echo + text, "index": stream.index, **finish_fields(stream)}
+        echo = answer.echoes[stream.prompt_index] if answer.echoes else ""
+        choice: dict[str, Any] = {
+            "text": echo + text,
+            "index": stream.index,
+            "logprobs": ChoiceLogprobs(ticket.request, stream).rest(stream),
+            **finish_fields(stream),
+        }
         if ticket.request.return_ids:
-            choice |= {"token_ids": ids, "prompt_token_ids": prompt_ids(ticket.request, stream.index)}
+            choice |= {"token_ids": ids, "prompt_token_ids": prompt_ids(ticket.request, stream.prompt_index)}
         choices.append(choice)
     return _whole(answer.top("text_completion"), choices, ticket)
 
 
 def whole_chat(answer: Answer, ticket: Ticket) -> dict[str, Any]:
     """Body of a chat completion that is not streamed."""
-    [stream] = ticket.streams
-    text, ids = stream.take()
-    message = {"role": "assistant", "content": text, "reasoning_content": None, "tool_calls": None}
-    choice: dict[str, Any] = {"index": 0, "message": message, **finish_fields(stream)}
-    body = _whole(answer.top("chat.completion"), [choice], ticket)
+    choices: list[dict[str, Any]] = []
+    for stream in ticket.streams:
+        text, ids = stream.take()
+        message = {"role": "assistant", "content": text, "reasoning_content": None, "tool_calls": None}
+        choice: dict[str, Any] = {
+            "index": stream.index,
+            "message": message,
+            "logprobs": ChoiceLogprobs(ticket.request, stream).rest(stream),
+            **finish_fields(stream),
+        }
+        if ticket.request.return_ids:
+            choice["token_ids"] = ids
+        choices.append(choice)
+    body = _whole(answer.top("chat.completion"), choices, ticket)
     if ticket.request.return_ids:
-        choice["token_ids"] = ids
         body["prompt_token_ids"] = prompt_ids(ticket.request, 0)
     return body
 
@@ -124,18 +157,22 @@ class ChunkWriter:
             b'data: %b,"choices":[{"index":%d,"%b":' % (head, stream.index, member) for stream in ticket.streams
         ]
         self._begun: set[int] = set()
+        self._logprobs = [ChoiceLogprobs(self._request, stream) for stream in ticket.streams]
 
     def news(self, stream: Stream) -> bytes:
         """Chunks for a stream: its opening once, its new text, its finish."""
         text, ids = stream.take()
+        scores = stream.take_logprobs()
         events = b""
         if stream.index not in self._begun:
             self._begun.add(stream.index)
-            events = self._opening(stream)
+            events = self._opening(stream, scores.prompt)
+        told = [*scores.prompt, *scores.output]
         finish = NO_FINISH if stream.finish is None else orjson.dumps(finish_fields(stream))[1:-1]
         # A chat's finish comes in a chunk of its own, behind the last text; a completion's with its last text.
-        if text or (ids and self._request.return_ids) or (stream.finish is not None and not self._is_chat):
-            events += self._chunk(stream, self._content(text), NO_FINISH if self._is_chat else finish, ids)
+        ends = stream.finish is not None and not self._is_chat
+        if text or told or (ids and self._request.return_ids) or ends:
+            events += self._chunk(stream, self._content(text), NO_FINISH if self._is_chat else finish, ids, told)
         if stream.finish is not None and self._is_chat:
             events += self._chunk(stream, b'{"reasoning_content":null}', finish, [])
         return events
@@ -144,25 +181,42 @@ class ChunkWriter:
         quoted = orjson.dumps(text)
         return CONTENT_OPEN + quoted + CONTENT_CLOSE if self._is_chat else quoted
 
-    def _chunk(self, stream: Stream, content: bytes, finish: bytes, ids: list[int], extra: bytes = b"") -> bytes:
+    def _chunk(
+        self,
+        stream: Stream,
+        content: bytes,
+        finish: bytes,
+        ids: list[int],
+        told: Sequence[Logprobs] = (),
+        extra: bytes = b"",
+    ) -> bytes:
         tail = b"}]"
         if self._request.return_ids:
             tail = b',"token_ids":%b}]' % orjson.dumps(ids)
         if self._request.continuous_usage:
             tail += b',"usage":' + orjson.dumps(usage([stream]))
-        return b"%b%b,%b%b%b}\n\n" % (self._heads[stream.index], content, finish, tail, extra)
+        logprobs = orjson.dumps(self._logprobs[stream.index].render(list(told))) if told else b"null"
+        parts = (self._heads[stream.index], content, logprobs, finish, tail, extra)
+        return b'%b%b,"logprobs":%b,%b%b%b}\n\n' % parts
 
-    def _opening(self, stream: Stream) -> bytes:
-        """What comes before the first text: the role of a chat, the echo of a completion, warnings, prompt ids."""
+    def _opening(self, stream: Stream, prompt: list[Logprobs]) -> bytes:
+        """What comes before the first text: the role of a chat, the echo of a completion, warnings, prompt ids.
+
+        An echo takes along what is known of the prompt's log probabilities.
+        """
         extras = _warnings(self._request.notices) if stream.index == 0 else {}
         if self._request.return_ids:
-            extras["prompt_token_ids"] = prompt_ids(self._request, stream.index)
+            extras["prompt_token_ids"] = prompt_ids(self._request, stream.prompt_index)
         extra = b"," + orjson.dumps(extras)[1:-1] if extras else b""
         if self._is_chat:
             delta = b'{"role":"assistant","content":"","reasoning_content":null}'
-            return self._chunk(stream, delta, NO_FINISH, [], extra)
-        echo = self._answer.echoes[stream.index] if self._answer.echoes else ""
-        return self._chunk(stream, orjson.dumps(echo), NO_FINISH, [], extra) if echo or extra else b""
+            return self._chunk(stream, delta, NO_FINISH, [], extra=extra)
+        echo = self._answer.echoes[stream.prompt_index] if self._answer.echoes else ""
+        if not (echo or extra):
+            return b""
+        told = prompt.copy()
+        prompt.clear()
+        return self._chunk(stream, orjson.dumps(echo), NO_FINISH, [], told, extra)
 
     def end(self) -> bytes:
         """The usage of the whole call, if the client wants it."""

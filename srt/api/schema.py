@@ -23,6 +23,7 @@ from srt.api.bodies import (
     shown,
 )
 from srt.api.chat import chat_prompt
+from srt.api.sampling import chat_logprobs, check_penalties, completion_logprobs, copies, logit_bias, native_logprobs
 from srt.errors import ErrorCode, ServingError
 from srt.messages import ChatPrompt, ImageSource, SamplingParams, TextPrompt, TokenPrompt
 
@@ -50,16 +51,18 @@ class Request(msgspec.Struct, frozen=True):
     kind: Literal["generate", "completion", "chat"]
     prompts: tuple[Prompt, ...]
     sampling: tuple[SamplingParams, ...]
+    copies: int = 1
+    """Answers to each prompt; those of one prompt follow one another."""
     name: str = ""
     """The caller's name for the whole call; empty: the server picks one."""
     images: list[tuple[ImageSource, ...]] = []
     """Images of each prompt; empty: no prompt has any, or they have been sent. They are large, and a call may run for
     long."""
     rids: tuple[str, ...] = ()
-    """The caller's names, one a prompt; empty: the server makes them from its own."""
+    """The caller's names, one an answer; empty: the server makes them from its own."""
     stream: bool = False
     batch: bool = False
-    """The client sent a list and gets one."""
+    """There is, or may be, more than one answer."""
     namespace: str = ""
     speculative: bool = True
     notices: tuple[Notice, ...] = ()
@@ -94,16 +97,28 @@ class Schema:
                 bodies = [one] * len(prompts)
         if len(bodies) != len(prompts):
             raise invalid(f"'sampling_params' has {len(bodies)} entries for {len(prompts)} prompts", "sampling_params")
+        n = copies(bodies[0])
+        if any(copies(entry) != n for entry in bodies):
+            raise invalid("'n' must be the same in all 'sampling_params'", "n")
+        self._check_answers(len(prompts), n)
+        logprobs = native_logprobs(body, len(prompts), self._vocab_size)
         shared = bodies.count(bodies[0]) == len(bodies)
         sampling = [self._native_sampling(entry) for entry in (bodies[:1] if shared else bodies)]
+        if body.return_logprob:
+            params = sampling * len(prompts) if shared else sampling
+            sampling = [
+                msgspec.structs.replace(entry, logprobs=wanted) for entry, wanted in zip(params, logprobs, strict=True)
+            ]
+            shared = False
         return Request(
             kind="generate",
             prompts=prompts,
             sampling=tuple(sampling * len(prompts) if shared else sampling),
+            copies=n,
             name=body.rid if isinstance(body.rid, str) else "",
-            rids=_native_rids(body.rid, len(prompts), batch=batch),
+            rids=_native_rids(body.rid, len(prompts), n, batch=batch),
             stream=body.stream or False,
-            batch=batch,
+            batch=batch or n > 1,
             namespace=_namespace(body.cache_salt, body.extra_key),
             speculative=_speculative(body.speculative),
             notices=notices,
@@ -114,7 +129,10 @@ class Schema:
     def completion(self, body: CompletionBody, notices: tuple[Notice, ...]) -> Request:
         """Body of /v1/completions."""
         prompts = self._completion_prompts(body.prompt)
-        params = self._openai_sampling(body, body.max_tokens, "max_tokens", usual=COMPLETION_NEW_TOKENS)
+        # With nothing to generate there is still the prompt to be told about.
+        fewest = 0 if body.echo else 1
+        params = self._openai_sampling(body, body.max_tokens, "max_tokens", usual=COMPLETION_NEW_TOKENS, fewest=fewest)
+        params = msgspec.structs.replace(params, logprobs=completion_logprobs(body))
         return self._openai_request(body, notices, "completion", prompts, params, "max_tokens", echo=body.echo or False)
 
     def chat(self, body: ChatBody, notices: tuple[Notice, ...]) -> Request:
@@ -123,6 +141,7 @@ class Schema:
         if limit is None:
             limit, field = body.max_tokens, "max_tokens"
         params = self._openai_sampling(body, limit, field, usual=None)
+        params = msgspec.structs.replace(params, logprobs=chat_logprobs(body))
         prompt, images = chat_prompt(body)
         request = self._openai_request(body, notices, "chat", (prompt,), params, field)
         return msgspec.structs.replace(request, images=[images]) if images else request
@@ -170,6 +189,11 @@ class Schema:
             raise invalid(f"'{name}' has {len(prompts)} prompts, the limit is {self._batch_limit}", name)
         return tuple(prompts)
 
+    def _check_answers(self, prompts: int, n: int) -> None:
+        """A call is admitted whole or not at all, so it must not ask for more than can wait."""
+        if prompts * n > self._batch_limit:
+            raise invalid(f"'n' is {n}, with {prompts} prompts; the limit is {self._batch_limit} answers a call", "n")
+
     def _packed(self, ids: Any, name: str) -> bytes:
         """Token ids of a prompt as int32 bytes, each inside the vocabulary."""
         if not ids:
@@ -202,11 +226,13 @@ class Schema:
             no_stop_trim=body.no_stop_trim or False,
         )
 
-    def _openai_sampling(self, body: OpenAIBody, limit: int | None, field: str, *, usual: int | None) -> SamplingParams:
+    def _openai_sampling(
+        self, body: OpenAIBody, limit: int | None, field: str, *, usual: int | None, fewest: int = 1
+    ) -> SamplingParams:
         return self._sampling(
             body,
             new_tokens=(limit, field, usual),
-            fewest=1,
+            fewest=fewest,
             least_tokens=(body.min_tokens, "min_tokens"),
             seed=(body.seed, "seed"),
             no_stop_trim=body.no_stop_trim or body.include_stop_str_in_output or False,
@@ -237,6 +263,7 @@ class Schema:
             raise invalid(f"'top_p' is {body.top_p}, it must be above 0 and at most 1", "top_p")
         if body.min_p is not None and not 0 <= body.min_p <= 1:
             raise invalid(f"'min_p' is {body.min_p}, it must be between 0 and 1", "min_p")
+        check_penalties(body)
         return SamplingParams(
             max_new_tokens=most,
             usual_new_tokens=usual,
@@ -251,6 +278,10 @@ class Schema:
             ignore_eos=body.ignore_eos or False,
             skip_special_tokens=body.skip_special_tokens is not False,
             no_stop_trim=no_stop_trim,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            presence_penalty=body.presence_penalty or 0.0,
+            repetition_penalty=body.repetition_penalty,
+            logit_bias=logit_bias(body.logit_bias, self._vocab_size),
         )
 
     def _stop_ids(self, ids: list[int]) -> tuple[int, ...]:
@@ -278,14 +309,18 @@ class Schema:
             if rid is not None:
                 raise invalid("'rid' and 'request_id' are one thing under two names: send one of them", "request_id")
             rid, rid_field = body.request_id, "request_id"
+        n = copies(body)
+        self._check_answers(len(prompts), n)
+        answers = len(prompts) * n
         return Request(
             kind=kind,
             prompts=prompts,
             sampling=(params,) * len(prompts),
+            copies=n,
             name=rid or "",
-            rids=_one_rid(rid, len(prompts), batch=len(prompts) > 1, field=rid_field),
+            rids=_one_rid(rid, answers, batch=answers > 1, field=rid_field),
             stream=body.stream or False,
-            batch=len(prompts) > 1,
+            batch=answers > 1,
             namespace=_namespace(body.cache_salt, body.extra_key),
             speculative=_speculative(body.speculative),
             notices=notices,
@@ -405,12 +440,12 @@ def _one_rid(rid: str | None, count: int, *, batch: bool, field: str = "rid") ->
     return tuple(f"{rid}_{index}" for index in range(count)) if batch else (rid,)
 
 
-def _native_rids(given: str | list[str] | None, count: int, *, batch: bool) -> tuple[str, ...]:
+def _native_rids(given: str | list[str] | None, count: int, n: int, *, batch: bool) -> tuple[str, ...]:
     match given:
         case list() as rids:
             pass
         case rid:
-            return _one_rid(rid, count, batch=batch)
+            return _one_rid(rid, count * n, batch=batch or n > 1)
     if len(rids) != count:
         raise invalid(f"'rid' has {len(rids)} entries for {count} prompts", "rid")
     for index, rid in enumerate(rids):
@@ -418,4 +453,6 @@ def _native_rids(given: str | list[str] | None, count: int, *, batch: bool) -> t
     if len(set(rids)) != len(rids):
         twice = next(rid for rid in rids if rids.count(rid) > 1)
         raise ServingError(ErrorCode.DUPLICATE_REQUEST_ID, f"'rid' contains {shown(twice)} more than once", "rid")
+    if n > 1:
+        return tuple(f"{rid}_{copy}" for rid in rids for copy in range(n))
     return tuple(rids)

@@ -9,17 +9,27 @@ import time
 import uuid
 from typing import Final
 
+import msgspec
+
 from srt.api.metrics import Metrics
 from srt.api.schema import Request
 from srt.api.tickets import ClientGone, Stream, Ticket
 from srt.errors import ErrorCode, ServingError
-from srt.messages import Cancel, Delta, Failed, Finish, Generate
+from srt.messages import Cancel, Delta, Failed, Finish, Generate, SamplingParams
 from srt.wire import Outbox
 
 log = logging.getLogger(__name__)
 
+SEED_MASK: Final = (1 << 63) - 1
 STALL_S: Final = 60.0
 """A client that takes nothing from a full connection for so long is gone."""
+
+
+def of_copy(sampling: SamplingParams, copy: int) -> SamplingParams:
+    """What the answer of this number to one prompt is drawn with: of a seeded request each has a seed of its own."""
+    if not copy or sampling.seed is None:
+        return sampling
+    return msgspec.structs.replace(sampling, seed=(sampling.seed + copy) & SEED_MASK)
 
 
 class Streams:
@@ -47,7 +57,8 @@ class Streams:
         ticket = Ticket(request, request.name or uuid.uuid4().hex)
         ticket.task = asyncio.current_task()
         received_ns = time.monotonic_ns()
-        for index, (prompt, sampling) in enumerate(zip(request.prompts, request.sampling, strict=True)):
+        for index in range(len(request.prompts) * request.copies):
+            place, copy = divmod(index, request.copies)
             # A name of the client's choice may come again while the tokenizer still waits for the last one's end.
             name = request.rids[index] if request.rids else f"{ticket.name}_{index}" if request.batch else ticket.name
             wire_id = f"{name}~{next(self._numbers)}" if request.rids else name
@@ -58,11 +69,11 @@ class Streams:
             self._tokenizer.send(
                 Generate(
                     wire_id,
-                    prompt,
-                    sampling,
+                    request.prompts[place],
+                    of_copy(request.sampling[place], copy),
                     request.stream,
                     request.namespace,
-                    images=request.images[index] if request.images else (),
+                    images=request.images[place] if request.images else (),
                     received_ns=received_ns,
                     speculative=request.speculative,
                 )

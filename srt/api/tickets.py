@@ -14,7 +14,7 @@ from typing import Any
 
 from srt.api.schema import Request
 from srt.errors import ServingError
-from srt.messages import Delta, Finish, SpeculationCounts, Timing
+from srt.messages import Delta, Finish, Logprobs, SpeculationCounts, Timing
 
 
 class ClientGone(Exception):
@@ -38,12 +38,22 @@ class PromptCounts:
         self.image_tokens += other.image_tokens
 
 
+class PendingLogprobs:
+    """What has come of log probabilities and is not yet taken: of the prompt, and of the answer."""
+
+    __slots__ = ("output", "prompt")
+
+    def __init__(self) -> None:
+        self.prompt: list[Logprobs] = []
+        self.output: list[Logprobs] = []
+
+
 class Stream:
-    """One prompt's answer: what has come and is not yet taken, and totals."""
+    """One answer to a prompt: what has come and is not yet taken, and totals."""
 
     __slots__ = (
-        "arrived_at", "completion_tokens", "finish", "first_at", "index", "last", "name", "pending_ids",
-        "pending_text", "prompt", "retractions", "ticket", "told", "wire_id",
+        "arrived_at", "completion_tokens", "finish", "first_at", "index", "last", "logprobs", "name",
+        "pending_ids", "pending_text", "prompt", "retractions", "ticket", "told", "wire_id",
     )  # fmt: skip
 
     def __init__(self, ticket: Ticket, index: int, name: str, wire_id: str) -> None:
@@ -53,6 +63,7 @@ class Stream:
         self.wire_id = wire_id
         self.pending_text: list[str] = []
         self.pending_ids: list[int] = []
+        self.logprobs = PendingLogprobs()
         self.prompt = PromptCounts()
         self.completion_tokens = 0
         self.retractions = 0
@@ -63,6 +74,11 @@ class Stream:
         """The ending has been written to the client."""
         self.first_at = 0.0
         self.arrived_at = 0.0
+
+    @property
+    def prompt_index(self) -> int:
+        """Which of the call's prompts this answers."""
+        return self.index // self.ticket.request.copies
 
     @property
     def timing(self) -> Timing | None:
@@ -85,9 +101,20 @@ class Stream:
             self.prompt.cached_tokens = delta.cached_tokens or self.prompt.cached_tokens
             self.prompt.images = delta.images or self.prompt.images
             self.prompt.image_tokens = delta.image_tokens or self.prompt.image_tokens
+        if delta.prompt_logprobs is not None:
+            self.logprobs.prompt.append(delta.prompt_logprobs)
+        if delta.logprobs is not None:
+            self.logprobs.output.append(delta.logprobs)
         self.retractions = max(self.retractions, delta.retractions)
         self.finish = delta.finish
         self.last = delta
+
+    def take_logprobs(self) -> PendingLogprobs:
+        """Log probabilities since the last time."""
+        taken = self.logprobs
+        if taken.prompt or taken.output:
+            self.logprobs = PendingLogprobs()
+        return taken
 
     def take(self) -> tuple[str, list[int]]:
         """Text and ids since the last time."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Final
+from typing import Final, NamedTuple
 
 from srt.cache.radix import window_pages
 from srt.errors import ErrorCode, ServingError
-from srt.messages import CANCEL_TO_FREE_BOUNDS_S, Admit, Emission, Finish, Timing
+from srt.messages import CANCEL_TO_FREE_BOUNDS_S, Admit, Emission, Finish, Logprobs, Timing
 from srt.scheduler.request import Phase, Request, Row
 from srt.scheduler.state import SchedulerState
 
@@ -65,7 +65,19 @@ def refuse_misfits(state: SchedulerState, request: Request) -> None:
             )
 
 
-def close(state: SchedulerState, request: Request, finish: Finish, now_ns: int, *tokens: int) -> Emission:
+class Scores(NamedTuple):
+    """Log probabilities that go with an emission: of its tokens, and of the next positions of the prompt."""
+
+    output: Logprobs | None = None
+    prompt: Logprobs | None = None
+
+
+NO_SCORES: Final = Scores()
+
+
+def close(
+    state: SchedulerState, request: Request, finish: Finish, now_ns: int, *tokens: int, scores: Scores = NO_SCORES
+) -> Emission:
     """End a live request, whatever it is doing, and say so; its row drains on its own."""
     del state.live[request.rid]
     if finish.kind == "abort":
@@ -79,7 +91,7 @@ def close(state: SchedulerState, request: Request, finish: Finish, now_ns: int, 
         if finish.kind != "abort" and request.limit_tokens > request.prompt_tokens:
             used = (request.known - request.prompt_tokens) / (request.limit_tokens - request.prompt_tokens)
             state.share += (used - state.share) * SHARE_STEP
-    emission = emit(request, tokens, finish, timing(request, now_ns))
+    emission = emit(request, tokens, finish, timing(request, now_ns), scores)
     leave_if_settled(state, request)
     count_if_freed(state, request, now_ns)
     return emission
@@ -147,11 +159,15 @@ def give_row_back(state: SchedulerState, row: Row) -> None:
 
 
 def emit(
-    request: Request, tokens: tuple[int, ...], finish: Finish | None = None, timing: Timing | None = None
+    request: Request,
+    tokens: tuple[int, ...],
+    finish: Finish | None = None,
+    timing: Timing | None = None,
+    scores: Scores = NO_SCORES,
 ) -> Emission:
     """What the tokenizer hears of one request."""
     counts = request.speculation.counts()
-    return Emission(request.rid, tokens, finish, request.cached_tokens, request.retractions, timing, counts)
+    return Emission(request.rid, tokens, finish, request.cached_tokens, request.retractions, timing, counts, *scores)
 
 
 def timing(request: Request, now_ns: int) -> Timing:

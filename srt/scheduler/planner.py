@@ -136,14 +136,14 @@ def admit_from_queue(state: SchedulerState, draft: Draft, now_ns: int) -> None:
     for request in state.queue.candidates(lambda request: cached_tokens(state, request)):
         if draft.budget <= 0 or not state.free_rows:
             return
-        tokens = bytes(request.tokens)
+        tokens = request.reusable
         match = state.cache.match(request.admit.namespace, tokens)
         if step_aside(state, request, match, tokens):
             continue
         if not outlook.fits(request, match):
             state.blocked = (state.totals.departures, state.queue.changes)
             return
-        row = start(state, request, match, tokens, now_ns)
+        row = start(state, request, match, bytes(request.tokens), now_ns)
         grant(state, draft, request, row, gap(request, row))
         outlook.add(request)
         if draft.starved:
@@ -152,7 +152,7 @@ def admit_from_queue(state: SchedulerState, draft: Draft, now_ns: int) -> None:
 
 def cached_tokens(state: SchedulerState, request: Request) -> int:
     """How many tokens of a waiting request have KV already."""
-    return state.cache.match(request.admit.namespace, bytes(request.tokens)).tokens
+    return state.cache.match(request.admit.namespace, request.reusable).tokens
 
 
 def step_aside(state: SchedulerState, request: Request, match: Match, tokens: bytes) -> bool:
@@ -212,7 +212,7 @@ def row_start(request: Request, row: Row, hit: int) -> RowStart:
     admit = request.admit
     images = tuple(span for span in admit.images if span.start + span.tokens > hit)
     ids = plain_ids(row.lease.source, admit.token_ids) if admit.images else row.lease.source
-    return RowStart(row.index, ids, hit, request.prompt_tokens, admit.sampling, images)
+    return RowStart(row.index, ids, hit, request.prompt_tokens, admit.sampling, images, request.logprobs_from)
 
 
 def page_updates(state: SchedulerState, draft: Draft) -> list[PageUpdate]:

@@ -101,7 +101,8 @@ class Request:
     as the cache sees them: positions of images hold what `image_keys` draws from their content.
 
     `limit_tokens`: it ends when so many tokens, prompt included, exist. `after`: the phase that follows DRAINING;
-    None before. `overtaken`: younger requests that were admitted before it.
+    None before. `overtaken`: younger requests that were admitted before it. `logprobs_from`: the first position of the
+    prompt whose log probability is wanted and not there yet; None if there is none.
     """
 
     __slots__ = (
@@ -109,6 +110,7 @@ class Request:
         "after",
         "cached_tokens",
         "limit_tokens",
+        "logprobs_from",
         "order",
         "overtaken",
         "phase",
@@ -134,6 +136,8 @@ class Request:
         self.cached_tokens = 0
         self.retractions = 0
         self.overtaken = 0
+        wanted = admit.sampling.logprobs
+        self.logprobs_from = None if wanted is None else wanted.prompt_from
         self.speculation = Speculation()
         self.stamps = Stamps(admit.received_ns or now_ns)
 
@@ -146,6 +150,14 @@ class Request:
     def known(self) -> int:
         """Tokens that exist: the prompt and what has been accepted of the answer."""
         return len(self.tokens) // 4
+
+    @property
+    def reusable(self) -> bytes:
+        """The tokens of which cached KV may be used, and one more that is computed in any case.
+
+        A log probability of the prompt needs the step that computes the token before it.
+        """
+        return bytes(self.tokens) if self.logprobs_from is None else bytes(self.tokens[: 4 * self.logprobs_from])
 
     @property
     def target(self) -> int:

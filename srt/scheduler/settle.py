@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from srt.errors import ProcessLost
-from srt.messages import Emission, Finish, ImageWork, StepResult
-from srt.scheduler.life import close, count_if_freed, emit, leave_if_settled
+from srt.messages import Emission, Finish, ImageWork, Logprobs, RowLogprobs, StepResult
+from srt.scheduler.life import Scores, close, count_if_freed, emit, leave_if_settled
 from srt.scheduler.request import Phase, Request, Row
 from srt.scheduler.state import Grant, SchedulerState
+
+NO_LOGPROBS: Final = RowLogprobs(-1)
 
 
 def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emission]:
@@ -29,8 +33,9 @@ def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emiss
         tokens_us = sum(result.token_counts), result.elapsed_us, result.guess_us
         state.depth.observe(len(flight.grants), sum(result.drafted), *tokens_us)
     emissions: list[Emission] = []
+    logprobs = {told.at: told for told in result.logprobs}
     at = emitted = 0
-    for grant in flight.grants:
+    for place, grant in enumerate(flight.grants):
         tokens: tuple[int, ...] = ()
         drafted = 0
         if grant.emits:
@@ -46,7 +51,7 @@ def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emiss
                 )
         if drafted:
             observe(state, grant.request, drafted, len(tokens) - 1)
-        emission = settle_row(state, grant, tokens, now_ns)
+        emission = settle_row(state, grant, tokens, now_ns, logprobs.get(place, NO_LOGPROBS))
         if emission is not None:
             emissions.append(emission)
     return emissions
@@ -69,7 +74,9 @@ def observe(state: SchedulerState, request: Request, drafted: int, accepted: int
         state.totals.speculation.observe(drafted, accepted)
 
 
-def settle_row(state: SchedulerState, grant: Grant, tokens: tuple[int, ...], now_ns: int) -> Emission | None:
+def settle_row(
+    state: SchedulerState, grant: Grant, tokens: tuple[int, ...], now_ns: int, logprobs: RowLogprobs = NO_LOGPROBS
+) -> Emission | None:
     """One row of a step. Tokens of a row that drains are dropped: its request has ended, or will sample them again."""
     request, row = grant.request, grant.row
     right = len(tokens) - grant.emits
@@ -77,19 +84,30 @@ def settle_row(state: SchedulerState, grant: Grant, tokens: tuple[int, ...], now
     row.computed -= grant.drafts - right
     row.in_flight -= 1
     accepted: tuple[int, ...] = ()
-    finish = None
+    finish, prompt = None, None
     if request.phase is Phase.RUNNING:
         row.pending -= grant.emits + grant.drafts
         accepted, finish = accept(request, row, tokens)
         state.totals.generated_tokens += len(accepted)
+        prompt = score_prompt(request, logprobs.prompt)
         if accepted and request.stamps.first_token_ns is None:
             request.stamps.first_token_ns = now_ns
     commit(state, request, row)
+    told = Scores(None if logprobs.output is None else logprobs.output.head(len(accepted)), prompt)
     if finish is not None:
-        return close(state, request, finish, now_ns, *accepted)
+        return close(state, request, finish, now_ns, *accepted, scores=told)
     leave_if_settled(state, request)
     count_if_freed(state, request, now_ns)
-    return emit(request, accepted) if accepted else None
+    return emit(request, accepted, scores=told) if accepted or prompt is not None else None
+
+
+def score_prompt(request: Request, prompt: Logprobs | None) -> Logprobs | None:
+    """Book log probabilities of the prompt: those are not wanted again, should the request be retracted."""
+    if prompt is not None:
+        assert request.logprobs_from is not None, f"{request.rid} has all of its prompt's log probabilities"
+        scored = request.logprobs_from + len(prompt)
+        request.logprobs_from = scored if scored < request.prompt_tokens else None
+    return prompt
 
 
 def accept(request: Request, row: Row, sampled: tuple[int, ...]) -> tuple[tuple[int, ...], Finish | None]:

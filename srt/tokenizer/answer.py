@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from srt.messages import Delta, Emission, Finish, StopSpec
 from srt.tokenizer.detokenize import Detokenizer, StopMatcher
+from srt.tokenizer.logprobs import Scores
 from srt.tokenizer.vocabulary import Vocabulary
 
 
@@ -15,7 +16,7 @@ class Answer:
 
     __slots__ = (
         "_cached_tokens", "_detokenizer", "_image_tokens", "_images", "_keeps_stop", "_matcher", "_pending_ids",
-        "_pending_text", "_prompt_tokens", "_rid", "_stream", "closed",
+        "_pending_text", "_prompt_tokens", "_rid", "_scores", "_stream", "closed",
     )  # fmt: skip
 
     def __init__(
@@ -29,12 +30,14 @@ class Answer:
         prompt_tokens: int,
         images: int = 0,
         image_tokens: int = 0,
+        scores: Scores | None = None,
     ) -> None:
         self._rid = rid
         self._stream = stream
         self._prompt_tokens = prompt_tokens
         self._images, self._image_tokens = images, image_tokens
         self._keeps_stop = stop.keep_text
+        self._scores = scores
         self._detokenizer = Detokenizer(vocabulary, skip_special_tokens=skip_special_tokens)
         self._matcher = StopMatcher(stop.texts, keep=stop.keep_text) if stop.texts else None
         self._pending_ids: list[int] = []
@@ -47,23 +50,25 @@ class Answer:
         """What to send to the client after this emission, if anything."""
         assert not self.closed
         self._cached_tokens = emission.cached_tokens or self._cached_tokens
-        finish = emission.finish
+        finish, before = emission.finish, len(self._pending_ids)
         if self._matcher is None and not self._stream:
             self._pending_ids += emission.token_ids
-            if finish is None:
-                return None
-            self._pending_text.append(self._decode(self._pending_ids, finish))
+            if finish is not None:
+                self._pending_text.append(self._decode(self._pending_ids, finish))
         elif self._matcher is None:
             self._pending_ids += emission.token_ids
             self._pending_text.append(self._decode(emission.token_ids, finish))
         else:
             finish = self._match(self._matcher, emission)
         self.closed = finish is not None
+        if self._scores is not None:
+            self._scores.add(emission, len(self._pending_ids) - before)
         if finish is None and not self._stream:
             return None
         return self._delta(emission, finish)
 
     def _delta(self, emission: Emission, finish: Finish | None) -> Delta:
+        logprobs, prompt_logprobs = (None, None) if self._scores is None else self._scores.take()
         delta = Delta(
             rid=self._rid,
             text="".join(self._pending_text),
@@ -76,6 +81,8 @@ class Answer:
             finish=finish,
             timing=emission.timing,
             speculation=emission.speculation,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
         self._pending_ids.clear()
         self._pending_text.clear()

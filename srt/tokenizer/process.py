@@ -50,6 +50,7 @@ from srt.messages import (
 from srt.tokenizer.answer import Answer
 from srt.tokenizer.image_desk import open_desk
 from srt.tokenizer.image_prompt import Picture
+from srt.tokenizer.logprobs import Scores
 from srt.tokenizer.prompt import Prompter, unpack_ids
 from srt.tokenizer.sampling import SamplingDefaults, SamplingResolver
 from srt.tokenizer.template import ChatTemplate, find_template
@@ -183,6 +184,7 @@ class TokenizerProcess:
             self.images.release(request.rid)
             self.refuse(request, error)
             return
+        wanted = request.sampling.logprobs
         self.answers[request.rid] = Answer(
             request.rid,
             self.vocabulary,
@@ -192,6 +194,7 @@ class TokenizerProcess:
             prompt_tokens=prompt_tokens,
             images=len(spans),
             image_tokens=sum(span.tokens for span in spans),
+            scores=None if wanted is None else Scores(wanted, packed, self.vocabulary),
         )
         self.scheduler.send(
             Admit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
@@ -11,8 +10,7 @@ import msgspec
 
 from srt.errors import ErrorCode, ServingError, StartupError
 from srt.messages import SamplingParams, SamplingSpec, StopSpec
-
-log = logging.getLogger(__name__)
+from srt.tokenizer.logprobs import spec_of
 
 GREEDY_BELOW: Final = 1e-6
 """Temperatures under it are greedy: dividing logits by so little leaves only the largest one."""
@@ -27,17 +25,15 @@ class SamplingDefaults(msgspec.Struct, frozen=True):
     top_k: Annotated[int, msgspec.Meta(ge=-1)] = 0
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=2)] = 1.0
 
     @classmethod
     def of(cls, generation_config: Mapping[str, Any]) -> SamplingDefaults:
-        """Defaults of a checkpoint; keys of it that this server cannot honour are logged.
+        """Defaults of a checkpoint.
 
         Raises: StartupError if a value is outside what a request may say.
         """
         known = {name: generation_config.get(name) for name in cls.__struct_fields__}
-        penalty = generation_config.get("repetition_penalty")
-        if penalty not in (None, 1, 1.0):
-            log.warning("generation_config.json sets repetition_penalty=%s, which is not supported yet", penalty)
         try:
             return msgspec.convert({name: value for name, value in known.items() if value is not None}, cls)
         except msgspec.ValidationError as error:
@@ -67,6 +63,8 @@ class SamplingResolver:
         defaults = self._defaults
         temperature = defaults.temperature if params.temperature is None else params.temperature
         top_k = defaults.top_k if params.top_k is None else params.top_k
+        repetition = params.repetition_penalty
+        repetition = defaults.repetition_penalty if repetition is None else repetition
         seed = self._seeds.getrandbits(63) if params.seed is None else params.seed & _SEED_MASK
         sampling = SamplingSpec(
             temperature=0.0 if temperature < GREEDY_BELOW else temperature,
@@ -76,6 +74,11 @@ class SamplingResolver:
             seed=seed,
             min_new_tokens=params.min_new_tokens,
             suppressed_ids=stop.token_ids if params.min_new_tokens else (),
+            frequency_penalty=params.frequency_penalty,
+            presence_penalty=params.presence_penalty,
+            repetition_penalty=repetition,
+            logit_bias=params.logit_bias,
+            logprobs=None if params.logprobs is None else spec_of(params.logprobs, prompt_tokens),
         )
         return sampling, stop
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from srt.errors import ProcessLost
 from srt.layers.batch import ForwardBatch
 from srt.messages import PageUpdate, RowStart, StepPlan
+from srt.worker.edits import LogitEdits, RowEdits
 from srt.worker.sampler import SamplingColumns
 
 Ints = NDArray[np.int64]
@@ -38,11 +39,9 @@ _COLUMNS = np.dtype(
         ("top_p", np.float64),
         ("min_p", np.float64),
         ("seed", np.uint64),
-        ("free_from", np.int64),
     ]
 )
-"""Host columns. `known` tokens are there, the first `computed` of them have KV; `guessed` more lie behind them. Tokens
-at positions before `free_from` must not be of the suppressed ids."""
+"""Host columns. `known` tokens are there, the first `computed` of them have KV; `guessed` more lie behind them."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Rows:
         self._host = np.zeros(rows, _COLUMNS)
         self._tokens = np.zeros((rows, self._width), np.int64)
         self._tables = [np.zeros((rows, self._pages), np.int32) for _ in range(groups)]
-        self._suppressed: dict[int, tuple[int, ...]] = {}
+        self._edits: dict[int, RowEdits] = {}
 
     # --- what plans write ---------------------------------------------------------------------------------
 
@@ -100,7 +99,7 @@ class Rows:
         Raises: ProcessLost if the plan contradicts what is known of its rows.
         """
         for row in plan.freed_rows:
-            self._suppressed.pop(row, None)
+            self._edits.pop(row, None)
         for start in plan.starts:
             self._start(start)
         for update in plan.pages:
@@ -128,11 +127,10 @@ class Rows:
             sampling.top_p,
             sampling.min_p,
             sampling.seed & 0xFFFF_FFFF_FFFF_FFFF,
-            start.prompt_tokens + sampling.min_new_tokens,
         )
-        self._suppressed.pop(row, None)
-        if sampling.min_new_tokens and sampling.suppressed_ids:
-            self._suppressed[row] = sampling.suppressed_ids
+        self._edits.pop(row, None)
+        if RowEdits.wanted(sampling):
+            self._edits[row] = RowEdits(sampling, self._tokens[row, : len(tokens)], start.prompt_tokens)
 
     def _grow(self, rows: int) -> None:
         more = max(rows, 2 * len(self._host)) - len(self._host)
@@ -231,12 +229,6 @@ class Rows:
             widths = step.drafts + 1
             emitting, positions = np.repeat(emitting, widths), np.repeat(positions, widths) + _offsets(widths)
         host = self._host[emitting]
-        suppressed: list[tuple[int, tuple[int, ...]]] = []
-        if self._suppressed:
-            for at in np.flatnonzero(positions < host["free_from"]):
-                row = int(emitting[at])
-                if row in self._suppressed:
-                    suppressed.append((int(at), self._suppressed[row]))
         return SamplingColumns(
             temperature=host["temperature"],
             top_k=host["top_k"],
@@ -244,8 +236,18 @@ class Rows:
             min_p=host["min_p"],
             seed=host["seed"],
             position=positions,
-            suppressed=suppressed,
+            edits=self._collected(step) if self._edits else None,
         )
+
+    def _collected(self, step: Step) -> LogitEdits | None:
+        """What the rows of a step want changed in their logits; None if nothing."""
+        edits, first = LogitEdits(), 0
+        for row, guesses in zip(step.emitting.tolist(), step.drafts.tolist(), strict=True):
+            wants = self._edits.get(row)
+            if wants is not None:
+                wants.collect(edits, first, self._tokens[row, : self._host["known"][row] + guesses], guesses)
+            first += guesses + 1
+        return edits or None
 
     # --- what a step leaves -------------------------------------------------------------------------------
 

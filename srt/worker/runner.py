@@ -13,8 +13,9 @@ from torch import Tensor
 from srt.errors import ProcessLost
 from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.ops import Ops
-from srt.messages import StepPlan, StepResult
+from srt.messages import RowLogprobs, StepPlan, StepResult
 from srt.models.contract import LanguageModel
+from srt.worker.logprobs import Watches
 from srt.worker.proposer import NoGuesses, Proposer
 from srt.worker.row_images import NoImages, Part, RowImages
 from srt.worker.rows import Outcome, Rows, Step
@@ -36,6 +37,7 @@ class Runner:
         self.model, self.kv, self.rows, self.ops = model, kv, rows, ops
         self.images: RowImages = NoImages() if images is None else images
         self.proposer: Proposer = NoGuesses() if proposer is None else proposer
+        self.watches = Watches(rows)
         self._last_step: int | None = None
 
     def step(self, plan: StepPlan) -> StepResult:
@@ -50,11 +52,12 @@ class Runner:
         self._last_step = plan.step
         with torch.inference_mode():
             self.rows.apply(plan)
+            self.watches.apply(plan)
             self.images.apply(plan)
             self.proposer.start(plan.starts)
             if not plan.rows:
                 return StepResult(plan.step, [], [], _us_since(started), images=self.images.report())
-            outcome, hidden = self._compute(plan)
+            outcome, hidden, logprobs = self._compute(plan)
             computed = time.perf_counter_ns()
             if plan.guess:
                 self.proposer.propose(outcome, hidden)
@@ -69,18 +72,21 @@ class Runner:
             images=self.images.report(),
             drafted=drafted,
             guess_us=_us_since(computed),
+            logprobs=logprobs,
         )
 
-    def _compute(self, plan: StepPlan) -> tuple[Outcome, Tensor]:
+    def _compute(self, plan: StepPlan) -> tuple[Outcome, Tensor, list[RowLogprobs]]:
         step = self.rows.begin(plan)
         images = self.images.place(_parts(step))
         batch = step.batch if images is None else replace(step.batch, images=images)
         hidden = self.model.forward(batch, self.kv)
-        sampled = np.empty(0, np.int64)
+        sampled, kept = np.empty(0, np.int64), None
         if len(step.emitting):
             logits = self.model.logits(_wanted(hidden, step.batch))
+            kept = self.watches.keep(step, logits)
             sampled = sample(logits, self.rows.sampling(step), self.ops).numpy()
-        return self.rows.end(step, sampled), hidden
+        outcome = self.rows.end(step, sampled)
+        return outcome, hidden, self.watches.report(outcome, kept, hidden, self.model.logits)
 
 
 def _us_since(begun_ns: int) -> int:

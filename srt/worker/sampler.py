@@ -4,15 +4,15 @@ A row's token is a function of its logits, its sampling settings, its seed and t
 rows beside it. Each draw takes one number in [0, 1) from a hash of (seed, position) and looks it up in the
 cumulative weights of the tokens that the filters kept, in order of token id.
 
-Filters apply to softmax(logits / temperature), in this order: `top_k` keeps the k largest, of equal ones those with
-the lowest ids; `top_p` keeps the fewest largest of those that together hold that share of what top_k kept; `min_p`
-keeps those with at least that share of the largest one's probability. The most probable token always stays.
+Edits of single logits come first (`srt/worker/edits.py`). Filters apply to softmax(logits / temperature), in this
+order: `top_k` keeps the k largest, of equal ones those with the lowest ids; `top_p` keeps the fewest largest of those
+that together hold that share of what top_k kept; `min_p` keeps those with at least that share of the largest one's
+probability. The most probable token always stays.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from srt.errors import ProcessLost
 from srt.layers.ops import Ops
+from srt.worker.edits import LogitEdits
 
 Floats = NDArray[np.float32]
 
@@ -41,8 +42,8 @@ class SamplingColumns:
     seed: NDArray[np.uint64]
     position: NDArray[np.int64]
     """Position of the token to draw, counted from 0 at the row's first prompt token."""
-    suppressed: Sequence[tuple[int, Sequence[int]]] = ()
-    """(row among the R, ids that it must not draw)."""
+    edits: LogitEdits | None = None
+    """What rows want changed in their logits before anything else."""
 
 
 def sample(logits: Tensor, columns: SamplingColumns, ops: Ops) -> Tensor:
@@ -51,8 +52,8 @@ def sample(logits: Tensor, columns: SamplingColumns, ops: Ops) -> Tensor:
     Raises: ProcessLost if a row has a logit that is not finite, for then nothing it would say means anything.
     """
     _check_finite(logits)
-    for row, ids in columns.suppressed:
-        logits[row, list(ids)] = -torch.inf
+    if columns.edits is not None:
+        logits = columns.edits.apply(logits)
     drawing = np.flatnonzero(columns.temperature >= GREEDY_BELOW)
     if not len(drawing):
         return ops.sample_greedy(logits)

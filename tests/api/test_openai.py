@@ -135,8 +135,8 @@ def test_errors_arrive_as_the_clients_own_exceptions(client: openai.OpenAI) -> N
     with pytest.raises(openai.BadRequestError, match=r"600 new tokens .* 512") as many:
         client.chat.completions.create(model="default", messages=MESSAGES, max_completion_tokens=600, stream=True)
     assert many.value.param == "max_completion_tokens"
-    with pytest.raises(openai.BadRequestError, match="'n' is not supported with the value 3") as several:
-        client.completions.create(model="default", prompt="x", n=3)
+    with pytest.raises(openai.BadRequestError, match="'best_of' is not supported with the value 3") as several:
+        client.completions.create(model="default", prompt="x", best_of=3)
     assert several.value.code == "unsupported_field"
 
 

@@ -53,8 +53,8 @@ def test_errors_arrive_as_the_clients_own_exceptions(client: openai.OpenAI) -> N
         client.completions.create(model="default", prompt="x", temperature=-1)
     with pytest.raises(openai.BadRequestError, match="8192"):
         client.completions.create(model="default", prompt=[5] * 9000)
-    with pytest.raises(openai.BadRequestError, match="n"):
-        client.completions.create(model="default", prompt="x", n=3)
+    with pytest.raises(openai.BadRequestError, match="best_of"):
+        client.completions.create(model="default", prompt="x", best_of=3)
 
 
 def test_a_stop_string_ends_a_stream_without_leaking(client: openai.OpenAI) -> None:

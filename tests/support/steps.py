@@ -115,8 +115,13 @@ class Steps:
         sampling: SamplingSpec = GREEDY,
         shares: tuple[int, int] = (0, 0),
         images: Sequence[ImageSpan] = (),
+        prompt_tokens: int | None = None,
+        logprobs_from: int | None = None,
     ) -> None:
-        """Put a request on a row; `shares` = (other row, tokens): a prefix hit on whole pages of that row."""
+        """Put a request on a row; `shares` = (other row, tokens): a prefix hit on whole pages of that row.
+
+        `prompt_tokens`: how many of the tokens are the prompt, if it has an answer already.
+        """
         other, computed = shares
         assert computed % self.plan.page_size == 0
         hit = computed // self.plan.page_size
@@ -124,7 +129,8 @@ class Steps:
         self.pages[row] = [self.pages[other][at][:hit] if hit else [] for at in range(len(self._free))]
         ids = np.array(tokens, dtype="<i4").tobytes()
         left = tuple(span for span in images if span.start + span.tokens > computed)
-        self._starts.append(RowStart(row, ids, computed, len(tokens), sampling, left))
+        prompt = len(tokens) if prompt_tokens is None else prompt_tokens
+        self._starts.append(RowStart(row, ids, computed, prompt, sampling, left, logprobs_from))
         for group, pages in enumerate(self.pages[row]):
             if pages:
                 self._updates.append(PageUpdate(group, [row], [0], [hit], list(pages)))

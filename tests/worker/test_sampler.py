@@ -14,6 +14,7 @@ from torch import Tensor
 
 from srt.errors import ProcessLost
 from srt.layers.ops import TorchOps
+from srt.worker.edits import LogitEdits
 from srt.worker.sampler import SamplingColumns, sample, uniform
 
 DRAWS = 4000
@@ -26,7 +27,7 @@ def columns(rows: int, **given_columns: Any) -> SamplingColumns:
         "min_p": np.zeros(rows), "seed": np.zeros(rows, np.uint64), "position": np.arange(rows),
     }  # fmt: skip
     for name, value in given_columns.items():
-        values[name] = value if name == "suppressed" else np.broadcast_to(value, rows).astype(values[name].dtype)
+        values[name] = value if name == "edits" else np.broadcast_to(value, rows).astype(values[name].dtype)
     return SamplingColumns(**values)
 
 
@@ -78,10 +79,16 @@ def test_the_most_probable_token_survives_every_filter() -> None:
     assert shares([0.3, 0.4, 0.3], top_p=1e-9, min_p=1.0, top_k=1) == {1: 1.0}
 
 
-def test_suppressed_ids_are_never_drawn() -> None:
-    assert draw(torch.tensor([[9.0, 1.0, 2.0]]), temperature=0.0, suppressed=[(0, (0,))]) == [2]
+def test_barred_ids_are_never_drawn() -> None:
+    def barred(rows: int) -> LogitEdits:
+        edits = LogitEdits()
+        for row in range(rows):
+            edits.barred.add(row, np.array([0]), np.zeros(1, np.float32))
+        return edits
+
+    assert draw(torch.tensor([[9.0, 1.0, 2.0]]), temperature=0.0, edits=barred(1)) == [2]
     logits = torch.tensor([[9.0, 1.0, 2.0]]).repeat(200, 1)
-    assert 0 not in draw(logits, suppressed=[(row, (0,)) for row in range(200)])
+    assert 0 not in draw(logits, edits=barred(200))
 
 
 def test_huge_logits_over_tiny_temperatures_do_not_overflow() -> None:
