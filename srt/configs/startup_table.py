@@ -60,7 +60,9 @@ def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
         Choice("KV dtype", plan.kv_dtype, _kv_reason(plan)),
         Choice("load format", server.load_format, "--load-format"),
         Choice("context length", f"{plan.context_length} tokens", reasons.context),
-        Choice("reasoning format", plan.reasoning_format or "none", _asked(server.reasoning_parser, "--reasoning-parser")),
+        Choice(
+            "reasoning format", plan.reasoning_format or "none", _asked(server.reasoning_parser, "--reasoning-parser")
+        ),
         Choice("tool call format", plan.call_format or "none", _asked(server.tool_call_parser, "--tool-call-parser")),
         Choice("random seed", str(plan.random_seed), _flag_or(server.random_seed, "--random-seed", "drawn at start")),
     ]

@@ -26,6 +26,15 @@ class TextFormat(msgspec.Struct, frozen=True):
     parameter_close: str
     name_close: str = ">"
     padding: str = "\n"
+    """One character."""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The marks that are whole in themselves."""
+        return (
+            self.think_open, self.think_close, self.call_open, self.call_close, self.function_close,
+            self.parameter_close,
+        )  # fmt: skip
 
 
 STEP: Final = TextFormat(
