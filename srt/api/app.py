@@ -18,10 +18,11 @@ from starlette.routing import compile_path
 
 from srt import __version__
 from srt.api.auth import Access, Doorkeeper, Secrets, offered_keys
+from srt.api.chats import ChatCompletions
 from srt.api.control import Administration, Facts, Health, Tokens
 from srt.api.http import OPENAI_ERRORS, REQUEST_ID, ErrorForm, Exchange, Headers, Receive, Scope, Send, error_body
 from srt.api.native import Generate
-from srt.api.openai import ChatCompletions, Completions
+from srt.api.openai import Completions
 from srt.api.openapi import document
 from srt.api.operations import Operations
 from srt.api.origins import Origins

@@ -59,3 +59,10 @@ class Function(msgspec.Struct, frozen=True):
     name: str
     parameters: dict[str, Any] = {}
     strict: bool = False
+
+
+class Formats(msgspec.Struct, frozen=True):
+    """How one checkpoint writes; None where it is not known or not looked for."""
+
+    reasoning: TextFormat | None = None
+    calls: TextFormat | None = None

@@ -457,8 +457,13 @@ class Reader:
             self._report("text between the parameters", stray.strip())
 
     def _say_arguments(self, text: str) -> None:
-        if text:
-            self._events.append(ArgumentsDelta(self._call.index, text))
+        if not text:
+            return
+        match self._events:
+            case [*_, ArgumentsDelta(index, before)]:
+                self._events[-1] = ArgumentsDelta(index, before + text)
+            case _:
+                self._events.append(ArgumentsDelta(self._call.index, text))
 
     def _report(self, sentence: str, text: str = "") -> None:
         where = f"tool call {self._call.index} ({self._call.name})" if self._mode in _IN_CALL else "tool calls"
