@@ -16,6 +16,8 @@ from srt.errors import StartupError
 USAGE = """\
 usage: server launch [--model-path DIR] [options]   serve a checkpoint, or the built-in model, over HTTP
        server launch --help                         all options, with examples
+       server chat [--url URL | launch options]     talk with a model in this terminal
+       server batch IN.jsonl OUT.jsonl [options]    answer a file of requests
        server eval [--url URL] [options]            ask a running server the tasks of the built-in model
        server convert --model-path IN --output OUT --format fp8|nvfp4|bf16
        server convert --help
@@ -38,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _launch(options)
             case ["eval", *options]:
                 return _evaluate(options)
+            case ["chat", *options]:
+                return _chat(options)
+            case ["batch", *options]:
+                return _batch(options)
             case ["convert", *options]:
                 return _convert(options)
             case [word, *_]:
@@ -84,6 +90,18 @@ def _key(given: str | None, flag: str, environment: Mapping[str, str]) -> str | 
 
 def _evaluate(options: Sequence[str]) -> int:
     from srt.evaluation.command import run  # here: a server has no use for it
+
+    return run(options, os.environ.get("SRT_API_KEY"))
+
+
+def _chat(options: Sequence[str]) -> int:
+    from srt.commands.chat import run
+
+    return run(options, os.environ.get("SRT_API_KEY"))
+
+
+def _batch(options: Sequence[str]) -> int:
+    from srt.commands.batch import run
 
     return run(options, os.environ.get("SRT_API_KEY"))
 

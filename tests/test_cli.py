@@ -75,10 +75,10 @@ def test_starting_imports_no_torch_and_no_web_framework() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_nothing_but_the_command_and_the_child_entry_reads_the_environment() -> None:
+def test_nothing_but_the_command_and_the_entries_of_processes_reads_the_environment() -> None:
     readers = [
         str(path)
         for path in Path("srt").rglob("*.py")
         if any(word in path.read_text() for word in ("os.environ", "os.getenv", "getenv("))
     ]
-    assert sorted(readers) == ["srt/cli.py", "srt/launch/child.py"]
+    assert sorted(readers) == ["srt/cli.py", "srt/launch/child.py", "srt/launch/hosted.py"]

@@ -26,7 +26,7 @@ from srt.api.openai import Completions
 from srt.api.openapi import document
 from srt.api.operations import Operations
 from srt.api.origins import Origins
-from srt.api.pages import Pages
+from srt.api.pages import StaticFile
 from srt.api.render import Render
 from srt.api.requestlog import RequestLog
 from srt.api.schema import MAX_RID_CHARACTERS
@@ -59,13 +59,16 @@ class Route(msgspec.Struct, frozen=True):
 def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
     """All routes but the OpenAPI document's."""
     health, facts, tokens = Health(service), Facts(service), Tokens(service)
-    admin, operations, pages = Administration(service, doorkeeper), Operations(service), Pages()
+    admin, operations = Administration(service, doorkeeper), Operations(service)
     key, get, post = Access.KEY, ("GET",), ("POST",)
     return (
         Route("/generate", ("POST", "PUT"), key, Generate(service)),
         Route("/v1/completions", post, key, Completions(service)),
         Route("/v1/chat/completions", post, key, ChatCompletions(service)),
         Route("/v1/chat/completions/render", post, key, Render(service)),
+        Route("/", get, Access.OPEN, StaticFile("chat.html")),
+        Route("/static/chat.css", get, Access.OPEN, StaticFile("chat.css")),
+        Route("/static/chat.js", get, Access.OPEN, StaticFile("chat.js")),
         Route("/health", get, Access.OPEN, health.health),
         Route("/ready", get, Access.OPEN, health.ready),
         Route("/health_generate", get, key, health.health_generate),
@@ -85,7 +88,7 @@ def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
         Route("/v1/loads", get, key, operations.loads),
         Route("/start_profile", post, Access.ADMIN, operations.start_profile),
         Route("/stop_profile", post, Access.ADMIN, operations.stop_profile),
-        Route("/docs", get, Access.OPEN, pages.docs),
+        Route("/docs", get, Access.OPEN, StaticFile("docs.html")),
         Route("/flush_cache", ("GET", "POST"), Access.ADMIN, admin.flush_cache),
     )
 

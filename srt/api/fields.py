@@ -74,11 +74,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("messages", "ct", "roles system, developer, user, assistant, tool; content a text, or text and images"),
     _honoured("tools", "ct", "functions in JSON Schema, shown to the model by the chat template"),
     _honoured("tool_choice", "ct", "auto, none (hides the tools from the model), required, or one function by name"),
-    _honoured(
-        "reasoning_effort",
-        "ct",
-        "low, medium or high, handed to the chat template; none ends the reasoning before it begins",
-    ),
+    _honoured("reasoning_effort", "ct", "low, medium, high for the chat template; none: no reasoning at all"),
     _honoured("chat_template_kwargs", "ct", "further variables for the chat template"),
     _honoured("add_generation_prompt", "ct", "open the assistant's turn; default true"),
     _honoured("continue_final_message", "ct", "leave the last message open, so that the answer continues it"),

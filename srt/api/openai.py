@@ -38,6 +38,17 @@ def usage(streams: list[Stream]) -> dict[str, Any]:
             "image_tokens": sum(counts.image_tokens for counts in prompts),
         },
         "completion_tokens_details": {"reasoning_tokens": reasoning},
+    } | _steps(streams)
+
+
+def _steps(streams: list[Stream]) -> dict[str, int]:
+    """Steps that checked guesses and the guesses that were right, of a call that had any."""
+    counts = [stream.speculation for stream in streams if stream.speculation is not None]
+    if not counts:
+        return {}
+    return {
+        "spec_verify_ct": sum(count.steps for count in counts),
+        "spec_accept_token_num": sum(count.accepted for count in counts),
     }
 
 

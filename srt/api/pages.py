@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from importlib import resources
+from typing import Final
 
 from srt.api.http import Exchange, Headers
 
-HTML: Headers = [
-    (b"content-type", b"text/html; charset=utf-8"),
-    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-     b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
-    (b"x-content-type-options", b"nosniff"),
-]  # fmt: skip
+KINDS: Final = {"html": b"text/html; charset=utf-8", "css": b"text/css", "js": b"text/javascript"}
+CLOSED: Final = b"default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+FILES: Final = {
+    "docs.html": CLOSED + b"style-src 'unsafe-inline'; script-src 'unsafe-inline'",
+    "chat.html": CLOSED + b"style-src 'self'; script-src 'self'; img-src data:",
+    "chat.css": CLOSED,
+    "chat.js": CLOSED,
+}
+"""Files by name, and what the browser lets them do."""
 
 
-class Pages:
-    """The pages, read once. They hold nothing that a key protects: what they show they ask for, with a key."""
+class StaticFile:
+    """The endpoint of one file, read once. It holds nothing that a key protects: pages ask for that, with a key."""
 
-    def __init__(self) -> None:
-        self._docs = resources.files("srt.api").joinpath("static/docs.html").read_bytes()
+    def __init__(self, name: str) -> None:
+        self._body = resources.files("srt.api").joinpath("static", name).read_bytes()
+        self._headers: Headers = [
+            (b"content-type", KINDS[name.rpartition(".")[2]]),
+            (b"content-security-policy", FILES[name]),
+            (b"x-content-type-options", b"nosniff"),
+            (b"cache-control", b"no-cache"),
+        ]
 
-    async def docs(self, exchange: Exchange) -> None:
-        """`/docs`: every route and field, from the OpenAPI document."""
-        await exchange.respond(self._docs, headers=HTML)
+    async def __call__(self, exchange: Exchange) -> None:
+        """A file of the package."""
+        await exchange.respond(self._body, headers=self._headers)

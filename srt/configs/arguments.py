@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -147,10 +147,7 @@ def _suggest(flag: str, parser: argparse.ArgumentParser) -> str:
 
 
 def _file_arguments(path: Path, parser: argparse.ArgumentParser) -> list[str]:
-    """Arguments that a YAML mapping of option names stands for.
-
-    Raises: StartupError that names the file and the key.
-    """
+    """Arguments that a YAML mapping of option names stands for. Raises: StartupError with the file and the key."""
     import yaml  # here: a server without a file need not load it
 
     try:
@@ -161,19 +158,32 @@ def _file_arguments(path: Path, parser: argparse.ArgumentParser) -> list[str]:
         raise StartupError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise StartupError(f"--config {path} must hold a mapping of option names to values")
+    return _mapping_arguments(content, parser, f"--config {path}")
+
+
+def _mapping_arguments(content: Mapping[Any, Any], parser: argparse.ArgumentParser, where: str) -> list[str]:
+    """Arguments that a mapping of option names stands for. Raises: StartupError with `where` and the key."""
     takes_value = {name: action.nargs != 0 for action in parser._actions for name in action.option_strings}
     arguments: list[str] = []
     for key, value in content.items():
         flag = "--" + str(key).replace("_", "-")
         if flag not in takes_value or flag in ("--config", "--help"):
-            raise StartupError(f"--config {path}: unknown key {key!r}{_suggest(flag, parser)}")
+            raise StartupError(f"{where}: unknown key {key!r}{_suggest(flag, parser)}")
         if value is None or (value is False and not takes_value[flag]):
             continue
         if takes_value[flag] == isinstance(value, bool) or not isinstance(value, str | int | float):
             wanted = "a text or a number" if takes_value[flag] else "true or false"
-            raise StartupError(f"--config {path}: {key} is {value!r}; it must be {wanted}")
+            raise StartupError(f"{where}: {key} is {value!r}; it must be {wanted}")
         arguments.append(f"{flag}={value}" if takes_value[flag] else flag)
     return arguments
+
+
+def options_config(options: Mapping[str, Any]) -> ServerConfig:
+    """Options by name, as a Python program gives them. Raises: StartupError as `parse_launch`."""
+    launch = parse_launch(_mapping_arguments(options, launch_parser(), "options"))
+    if launch.api_key is not None or launch.admin_api_key is not None:
+        raise StartupError("options: keys guard HTTP routes; a program that has the server inside needs none")
+    return launch.server
 
 
 def parse_launch(arguments: Sequence[str]) -> Launch:

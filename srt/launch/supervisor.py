@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, NoReturn, assert_never
+from typing import Any, BinaryIO, Final, NoReturn, assert_never
 
 import zmq
 
@@ -29,8 +30,8 @@ from srt.configs.plan import Choice, RuntimePlan
 from srt.errors import ProcessLost
 from srt.heartbeat import Board, Heartbeat, process_name
 from srt.launch.report import LoadProgress, show_table
-from srt.messages import Fatal, Progress, Ready, ServerReady, ToLaunch
-from srt.wire import Inbox, Outbox
+from srt.messages import Fatal, Progress, Ready, ServerLost, ServerReady, ToLaunch
+from srt.wire import LINGER_MS, Inbox, Outbox
 
 STOP_ORDER: Final = ("api", "tokenizer", "scheduler", "worker")
 STOP_TIMEOUT_S: Final = 5.0
@@ -92,8 +93,19 @@ class Child:
         return f"{self.name} (pid {self.process.pid}) {how}" + (f": {words}" if words else "")
 
 
+def make_board(plan: RuntimePlan, rundir: Path) -> None:
+    """The board of a server, with a slot for each of its processes, whoever has the api's role."""
+    workers = (process_name("worker", rank) for rank in range(plan.server.tp_size))
+    roles = (process_name(role) for role in ("launch", "api", "tokenizer", "scheduler"))
+    Board.create(rundir, [*roles, *workers])
+
+
 class Supervisor:
-    """The processes of one server. Children see `environment`; the api process sees `secrets` too."""
+    """The processes of one server. Children see `environment`; the api process sees `secrets` too.
+
+    With an `owner`, another program has the api's role: there is no api process, the program's end of that pipe being
+    closed is as good as a signal to stop, and it is told when the server is lost.
+    """
 
     def __init__(
         self,
@@ -102,13 +114,15 @@ class Supervisor:
         environment: Mapping[str, str],
         secrets: Mapping[str, str],
         entry: str = "srt.launch.child",
+        owner: BinaryIO | None = None,
     ) -> None:
-        self._plan = plan
-        roles = [("api", 0), ("tokenizer", 0), ("scheduler", 0)]
-        roles += [("worker", rank) for rank in range(plan.server.tp_size)]
-        names = [process_name("launch"), *(process_name(role, rank) for role, rank in roles)]
-        self._board = Board.create(rundir, names)
-        self._heart = Heartbeat.attach(self._board, names[0])
+        self._plan, self._owner = plan, owner
+        roles = [("tokenizer", 0), ("scheduler", 0), *(("worker", rank) for rank in range(plan.server.tp_size))]
+        if owner is None:
+            roles.insert(0, ("api", 0))
+            make_board(plan, rundir)
+        self._board = Board.open(rundir)
+        self._heart = Heartbeat.attach(self._board, process_name("launch"))
         self._context: zmq.Context[Any] = zmq.Context()
         self._inbox: Inbox[ToLaunch] = Inbox(self._context, rundir, "launch", ToLaunch)
         self._to_api = Outbox(self._context, rundir, "api")
@@ -136,6 +150,8 @@ class Supervisor:
                 self._drain()
         except ProcessLost as lost:
             logger.error("%s; the server stops", lost)
+            if self._owner is not None:
+                self._to_api.send(ServerLost(str(lost)))
             return 1
         finally:
             self._end_all()
@@ -150,6 +166,8 @@ class Supervisor:
 
     def _tick(self) -> None:
         self._inbox.wait(TICK_MS)
+        if self._owner is not None and not self._signals and select.select([self._owner], [], [], 0)[0]:
+            self._signals.append(signal.SIGTERM)  # nothing is ever written to it: it is closed
         self._read_inbox()
         if self._last_words or any(child.lost for child in self._children.values()):
             self._raise_lost()
@@ -193,6 +211,8 @@ class Supervisor:
     def _check_board(self) -> None:
         limit_s = self._plan.server.watchdog_timeout
         for age in self._board.ages():
+            if age.name not in self._children:
+                continue
             if age.beat_s is not None and age.beat_s > limit_s:
                 raise ProcessLost(f"{age.name} (pid {age.pid}) has given no sign of life for {age.beat_s:.0f} s")
             if age.step_s is not None and age.step_s > limit_s:
@@ -201,7 +221,8 @@ class Supervisor:
     def _open(self, when_ready: Callable[[], None]) -> None:
         """Let the API process take requests, and say so."""
         self._to_api.send(ServerReady())
-        show_table("ready after", self._measured, self._plan.server.log_format)
+        if self._owner is None or logger.isEnabledFor(logging.INFO):
+            show_table("ready after", self._measured, self._plan.server.log_format)
         when_ready()
 
     # --- stopping ---------------------------------------------------------------------------------------
@@ -236,4 +257,4 @@ class Supervisor:
         for child in self._children.values():
             child.kill()
         self._heart.close()
-        self._context.destroy(linger=0)
+        self._context.destroy(linger=0 if self._owner is None else LINGER_MS)

@@ -1,0 +1,1 @@
+"""Commands for people: a chat in the terminal, a file of requests."""
