@@ -12,6 +12,7 @@ from srt.formats.grammar import call_grammar
 from srt.formats.marks import MAX_NAME_CHARACTERS
 from srt.messages import Constraint
 
+GRAMMARS_ARE_OBEYED: Final = False
 CHOICES: Final = ("auto", "none", "required")
 
 
@@ -96,6 +97,12 @@ def call_constraint(body: ChatBody, choice: Choice, formats: Formats) -> Constra
             ErrorCode.UNSUPPORTED_FIELD,
             f"'tool_choice' is not supported with the value {shown(body.tool_choice)}: the server knows no format of "
             "tool calls for this model (--tool-call-parser)",
+            "tool_choice",
+        )
+    if not GRAMMARS_ARE_OBEYED:
+        raise ServingError(
+            ErrorCode.UNSUPPORTED_FIELD,
+            f"'tool_choice' is not supported with the value {shown(body.tool_choice)}: auto or none",
             "tool_choice",
         )
     single = choice.named is not None or body.parallel_tool_calls is False
