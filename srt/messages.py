@@ -408,11 +408,21 @@ class WorkerFault(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """This process can do its work. `facts` are measured values for the start-up table."""
+    """This process can do its work. `facts` are for the start-up table; `memory` is bytes held, by part of the plan."""
 
     role: str
     rank: int = 0
     facts: dict[str, str] = {}
+    memory: dict[str, int] = {}
+
+
+class Phase(Message, frozen=True):
+    """A phase of a process' start is over, at this time of the machine's monotonic clock; the next one begins."""
+
+    role: str
+    rank: int
+    name: str
+    at_s: float
 
 
 class Progress(Message, frozen=True):
@@ -432,7 +442,12 @@ class Fatal(Message, frozen=True):
 
 
 class ServerReady(Message, frozen=True):
-    """Every process has said `Ready`: the API process may take requests. From launch to api."""
+    """Every process has said `Ready`: the API process may take requests. From launch to api.
+
+    `phases`: seconds of each phase of the start, up to the worker that was ready last.
+    """
+
+    phases: dict[str, float] = {}
 
 
 class ServerLost(Message, frozen=True):
@@ -471,4 +486,4 @@ ToScheduler = (
 )
 ToWorker = StepPlan | StartProfile | StopProfile
 ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats | ServerReady | ServerLost
-ToLaunch = Ready | Progress | Fatal
+ToLaunch = Ready | Progress | Phase | Fatal

@@ -55,7 +55,7 @@ class Front:
             case SchedulerStats():
                 service.metrics.stats = message
             case ServerReady():
-                service.open_for_requests()
+                service.open_for_requests(message.phases)
             case ServerLost():
                 self.lost = message.text
             case _:

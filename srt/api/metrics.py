@@ -17,7 +17,6 @@ from prometheus_client.registry import Collector
 
 from srt.api.tickets import PromptCounts, Stream
 from srt.configs.plan import RuntimePlan
-from srt.configs.resolve import bytes_of_text
 from srt.heartbeat import Age
 from srt.messages import CANCEL_TO_FREE_BOUNDS_S, GroupUsage, SchedulerStats, Timing
 
@@ -87,6 +86,7 @@ class Metrics:
         self.generated_tokens = 0
         self.stats: SchedulerStats | None = None
         self.startup_s = 0.0
+        self.startup_phases_s: dict[str, float] = {}
         self.first_token = Distribution(SECONDS)
         self.inter_token = Distribution(GAP_SECONDS)
         self.ends = RequestDistributions()
@@ -261,10 +261,18 @@ class Exposition(Collector):
         plan = self._plan
         pools = sum((group.pages + 1) * group.page_bytes for group in plan.groups)
         yield self._gauge("page_size", "Tokens of a KV page.", plan.page_size)
-        weights = bytes_of_text(plan.model, plan.dtype)
-        yield self._gauge("weight_memory_usage_gb", "Weights of the text model over all ranks, in GB.", weights / 1e9)
+        weights = sum(size for part, size in plan.memory.items() if part.startswith("weights: "))
+        yield self._gauge("weight_memory_usage_gb", "Weights over all ranks, as planned, in GB.", weights / 1e9)
         yield self._gauge("kv_cache_memory_usage_gb", "KV pools of one rank, in GB.", pools / 1e9)
         yield self._gauge("startup_time_seconds", "From the start of this process to ready.", self._metrics.startup_s)
+        phases = self._metrics.startup_phases_s
+        yield self._labelled_gauge(
+            "startup_phase_seconds", "Phases of the start, up to the last worker.", "phase", phases.items()
+        )
+        loaded = Distribution(SECONDS)
+        if "weights" in phases:
+            loaded.observe(phases["weights"])
+        yield loaded.family("weight_load_duration_seconds", "Loading the weights.", self._model)
 
     def _scheduler(self, stats: SchedulerStats) -> Iterator[Metric]:
         asked = stats.cache_queries_tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum, auto
 from typing import Any
@@ -57,11 +57,12 @@ class Service:
         self.started_at = time.time()
         self._started = time.perf_counter()
 
-    def open_for_requests(self) -> None:
-        """Every process is ready."""
+    def open_for_requests(self, phases: Mapping[str, float]) -> None:
+        """Every process is ready; `phases` is how long each phase of the start took, in seconds."""
         if self.life is Life.LOADING:
             self.life = Life.SERVING
             self.metrics.startup_s = time.perf_counter() - self._started
+            self.metrics.startup_phases_s = dict(phases)
 
     def check_alive(self) -> None:
         """Raises: ServingError NOT_READY while the server loads or drains."""

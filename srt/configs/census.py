@@ -64,8 +64,6 @@ SCALES: Final = {
 }
 """Scales of each format."""
 _CODES: Final = {"F8_E4M3": "fp8", "U8": "nvfp4"}
-CODED: Final = tuple(_CODES)
-"""Dtypes of codes and of their smallest scales: they keep their size whatever the model computes in."""
 
 
 @dataclass

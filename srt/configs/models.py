@@ -7,7 +7,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from srt.configs.census import CODED, PLAIN, announced_formats, expert_formats
+import msgspec
+
+from srt.configs.census import PLAIN, announced_formats, expert_formats
+from srt.configs.geometry import activations, weight_kinds
 from srt.configs.images import read_images
 from srt.configs.plan import ImageConfig, ModelFacts
 from srt.configs.section import Section
@@ -71,12 +74,15 @@ def read_config(directory: Path) -> Step3p7Config:
     return reader(section, read_json(extra) if extra.is_file() else None)
 
 
-def read_facts(directory: Path, *, with_weights: bool = True, draft_directory: Path | None = None) -> ModelFacts:
+def read_facts(
+    directory: Path, *, with_weights: bool = True, draft_directory: Path | None = None, announced: bool = False
+) -> ModelFacts:
     """What the processes without torch need to know of the checkpoint in `directory`.
 
     End-of-sequence ids are those of config.json and generation_config.json together: releases list different
     ones in the two, and each of them ends a turn. Without `with_weights` the shards are not looked at, as random
-    weights need none. MTP modules are those of the checkpoint in `draft_directory`, if one is given.
+    weights need none; with `announced`, too, which takes the MTP modules that config.json speaks of as being there. MTP
+    modules are those of the checkpoint in `draft_directory`, if one is given.
     Raises: StartupError as `read_config`; also if no shard is there, if quantised weights are incomplete, or if a
         special token is outside the vocabulary.
     """
@@ -90,21 +96,17 @@ def read_facts(directory: Path, *, with_weights: bool = True, draft_directory: P
             raise StartupError(
                 f"{directory} names the special token {token_id}; its vocabulary has {config.text.vocab_size} tokens"
             )
-    for token_id in (*eos, *(() if config.bos_token_id is None else (config.bos_token_id,))):
-        if not 0 <= token_id < config.text.vocab_size:
-            raise StartupError(
-                f"{directory} names the special token {token_id}; its vocabulary has {config.text.vocab_size} tokens"
-            )
     weight_bytes = {"text": 0, "mtp": 0, "vision": 0}
-    coded_bytes, kv_scales = 0, False
-    for _, entry in all_entries(directory) if with_weights else ():
+    kv_scales = False
+    for _, entry in all_entries(directory) if with_weights and not announced else ():
         weight_bytes[part_of(entry.name, config.text.main_layers)] += entry.bytes
-        coded_bytes += entry.bytes if entry.dtype in CODED else 0
         kv_scales |= entry.name.endswith((".k_scale", ".v_scale"))
-    formats = expert_formats(directory, config) if with_weights else announced_formats(config)
+    formats = expert_formats(directory, config) if with_weights and not announced else announced_formats(config)
     mtp = config.text
     if draft_directory is not None:
         mtp, weight_bytes["mtp"] = _borrowed_modules(config, draft_directory)
+    modules = mtp.mtp_layers if weight_bytes["mtp"] or announced else ()
+    text = msgspec.structs.replace(config.text, mtp_layers=modules)
     return ModelFacts(
         path=str(directory),
         architecture=config.architecture,
@@ -115,14 +117,15 @@ def read_facts(directory: Path, *, with_weights: bool = True, draft_directory: P
         eos_token_ids=tuple(dict.fromkeys(eos)),
         groups=config.text.kv_groups(),
         weight_bytes=weight_bytes,
+        weights=weight_kinds(text, config.vision, formats),
+        activations=activations(text),
         has_vision=config.vision is not None,
         images=_images(directory, config),
-        mtp_modules=len(mtp.mtp_layers) if weight_bytes["mtp"] else 0,
-        draft_group=mtp.draft_group() if weight_bytes["mtp"] else None,
+        mtp_modules=len(modules),
+        draft_group=text.draft_group(),
         dtype=config.dtype,
         experts=",".join(sorted(set(formats.values()))) or PLAIN,
         producer=config.quant.producer if config.quant is not None else "",
-        coded_bytes=coded_bytes,
         kv_scales=kv_scales,
     )
 

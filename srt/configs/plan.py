@@ -42,6 +42,35 @@ class ImageConfig(msgspec.Struct, frozen=True):
     std: tuple[float, ...]
 
 
+class WeightKind(msgspec.Struct, frozen=True):
+    """Weights of one shape: `count` of them, each [rows, columns], or a stack of such matrices (experts).
+
+    `format` is that of the numbers: plain (the model's dtype), float32, fp8, nvfp4 or nvfp4-a16. `split` says which
+    dimension the ranks share out; `halves` is 2 where the rows are those of two matrices (gate and up). What is
+    `packed` is multiplied with, and laid out for it.
+    """
+
+    part: str
+    rows: int
+    columns: int
+    count: int = 1
+    format: str = "plain"
+    stack: int = 1
+    halves: int = 1
+    split: Literal["rows", "columns", "whole"] = "rows"
+    packed: bool = True
+
+
+class Activations(msgspec.Struct, frozen=True):
+    """What a step needs beside weights and KV, in numbers: for each token, for each row of logits; and of the rotary
+    tables for each position, those of the draft modules apart."""
+
+    token_values: int = 0
+    logit_values: int = 0
+    rotary_values: int = 0
+    draft_rotary_values: int = 0
+
+
 class ModelFacts(msgspec.Struct, frozen=True):
     """What the processes without torch need to know of a checkpoint."""
 
@@ -54,7 +83,10 @@ class ModelFacts(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...]
     groups: tuple[KVGroupSpec, ...]
     weight_bytes: dict[str, int]
-    """Bytes on disk per part: text, mtp, vision."""
+    """Bytes on disk per part: text, mtp, vision; all 0 where no shard was looked at."""
+    weights: tuple[WeightKind, ...] = ()
+    """Every weight, by kind."""
+    activations: Activations = Activations()
     has_vision: bool = False
     images: ImageConfig | None = None
     mtp_modules: int = 0
@@ -64,8 +96,6 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """Format of the routed experts: plain, fp8, nvfp4 or nvfp4-a16; with a comma where layers differ."""
     producer: str = ""
     """Who quantised it: fp8 (the published release), modelopt, compressed-tensors; empty if nobody did."""
-    coded_bytes: int = 0
-    """Those of the text bytes that keep their size whatever --dtype says."""
     kv_scales: bool = False
     """The checkpoint has scales for keys and values in FP8."""
     dtype: str = "bfloat16"
@@ -148,6 +178,8 @@ class RuntimePlan(msgspec.Struct, frozen=True):
     random_seed: int
     image_processes: int = 0
     """Processes that decode images, beside the tokenizer; 0 if the model takes none."""
+    memory: dict[str, int] = {}
+    """Planned bytes of each part over all ranks: weights, position tables, KV of each group, image features."""
     drafting: DraftTraits = DraftTraits()
     reasoning_format: str = ""
     """Name in `srt.formats.description.FORMATS` of how reasoning is written; empty: it is not looked for."""

@@ -11,11 +11,11 @@ from typing import Final
 
 import msgspec
 
+from srt.configs.memory import ITEM_BYTES
 from srt.configs.plan import KVGroupSpec
 from srt.configs.startup_table import human
 from srt.errors import StartupError
 
-ITEM_BYTES: Final = {"bfloat16": 2, "float16": 2, "float32": 4, "fp8_e4m3": 1}
 CPU_KV_BYTES: Final = 512 << 20
 """KV memory on a CPU unless one context needs more; touched only as far as it is used."""
 

@@ -11,8 +11,9 @@ from typing import Final
 import msgspec
 
 from srt.configs.drafting import kv_groups, resolve_drafting
-from srt.configs.plan import DeviceFacts, GroupPlan, KVGroupSpec, ModelFacts, RuntimePlan
-from srt.configs.pools import ITEM_BYTES, Limits, PoolRequest, Pools, plan_pools
+from srt.configs.memory import ITEM_BYTES, Spread, position_bytes, weight_parts
+from srt.configs.plan import DeviceFacts, DraftTraits, GroupPlan, KVGroupSpec, ModelFacts, RuntimePlan
+from srt.configs.pools import Limits, PoolRequest, Pools, plan_pools
 from srt.configs.server import ServerConfig
 from srt.configs.startup_table import Reasons, human, startup_table
 from srt.errors import StartupError
@@ -40,13 +41,14 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
     drafting = resolve_drafting(server, model)
     groups = kv_groups(model, drafting.traits)
     _check_ranks(server, groups)
-    weights = _weights(server, model, dtype, drafting.traits.modules)
+    weights = _weights(server, model, dtype, device, drafting.traits)
+    kept = _kept(server, model, limits.context, drafting.traits)
     request = PoolRequest(
         groups=groups,
         dtype=kv_dtype,
         page_size=server.page_size,
         limits=limits,
-        room=_room(server, weights, dtype, device),
+        room=_room(server, weights, kept, dtype, device),
         asked_tokens=server.max_total_tokens,
         asked_ratio=server.swa_full_tokens_ratio,
     )
@@ -76,6 +78,7 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
         reasoning_format=_format(server.reasoning_parser, model),
         call_format=_format(server.tool_call_parser, model),
     )
+    plan = msgspec.structs.replace(plan, memory=_memory(plan, weights))
     reasons = Reasons(
         dtype=dtype_reason,
         context=context_reason,
@@ -83,7 +86,7 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
         running_wanted=limits.running,
         drafting=drafting.reason,
     )
-    return msgspec.structs.replace(plan, table=startup_table(plan, reasons, weights))
+    return msgspec.structs.replace(plan, table=startup_table(plan, reasons))
 
 
 def _format(asked: str, model: ModelFacts) -> str:
@@ -97,10 +100,11 @@ def _format(asked: str, model: ModelFacts) -> str:
             return name
 
 
-def _mtp_bytes(model: ModelFacts, modules: int, dtype: str) -> int:
-    """Bytes of so many draft modules in memory."""
-    stored = model.weight_bytes.get("mtp", 0) * modules // max(1, model.mtp_modules)
-    return stored * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
+def _memory(plan: RuntimePlan, weights: dict[str, int]) -> dict[str, int]:
+    """Planned bytes of all that the plan fixes, by part."""
+    pools = {f"KV: {one.name}": (one.pages + 1) * one.page_bytes * plan.server.tp_size for one in plan.groups}
+    parts = {f"weights: {part}": size for part, size in weights.items()}
+    return parts | _kept(plan.server, plan.model, plan.context_length, plan.drafting) | pools
 
 
 def _check_ranks(server: ServerConfig, groups: tuple[KVGroupSpec, ...]) -> None:
@@ -118,13 +122,19 @@ def _check_domains(server: ServerConfig) -> None:
             raise StartupError(f"--allowed-media-domains names {domain!r}; give names without scheme, port or path")
 
 
-def _weights(server: ServerConfig, model: ModelFacts, dtype: str, modules: int) -> dict[str, int]:
-    """Bytes of the parts that are loaded, over all ranks. The image tower is whole on each of them."""
-    text = {"text": bytes_of_text(model, dtype)}
-    if modules:
-        text["mtp"] = _mtp_bytes(model, modules, dtype)
-    tower = model.weight_bytes["vision"] * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype] if model.has_vision else 0
-    return text | {"vision": tower * server.tp_size} if model.has_vision else text
+def _weights(
+    server: ServerConfig, model: ModelFacts, dtype: str, device: DeviceFacts, drafting: DraftTraits
+) -> dict[str, int]:
+    """Bytes of the parts of the model that are loaded, over all ranks. The image tower is whole on each of them."""
+    spread = Spread(server.tp_size, server.ep_size, ITEM_BYTES[dtype], panels=device.device == "cpu")
+    return weight_parts(model, spread, drafting.modules, tower=model.has_vision)
+
+
+def _kept(server: ServerConfig, model: ModelFacts, context: int, drafting: DraftTraits) -> dict[str, int]:
+    """Bytes of what else stays, over all ranks: rotary tables up to `context`, features of images."""
+    tables = {"position tables": position_bytes(model, context, drafting.modules) * server.tp_size}
+    features = {"image features": server.encoder_cache_bytes * server.tp_size} if model.has_vision else {}
+    return {part: size for part, size in (tables | features).items() if size}
 
 
 def _check_quantization(server: ServerConfig, model: ModelFacts) -> None:
@@ -159,21 +169,14 @@ def _limits(server: ServerConfig, model: ModelFacts) -> Limits:
     )
 
 
-def bytes_of_text(model: ModelFacts, dtype: str) -> int:
-    """What the weights of the text model take in memory, over all ranks: coded ones stay as they are on disk."""
-    plain_bytes = model.weight_bytes["text"] - model.coded_bytes
-    return model.coded_bytes + plain_bytes * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
-
-
-def _room(server: ServerConfig, weights: dict[str, int], dtype: str, device: DeviceFacts) -> int:
+def _room(server: ServerConfig, weights: dict[str, int], kept: dict[str, int], dtype: str, device: DeviceFacts) -> int:
     """Bytes that are left for KV."""
-    weight_bytes = sum(weights.values())
-    features = server.encoder_cache_bytes * server.tp_size if "vision" in weights else 0
-    room = int(device.memory_bytes * MEMORY_SHARE) - weight_bytes - features
+    room = int(device.memory_bytes * MEMORY_SHARE) - sum(weights.values()) - sum(kept.values())
     if room <= 0:
-        kept = f" and image features {human(features)} (--encoder-cache-bytes)" if features else ""
+        beside = "".join(f", {part} {human(size)}" for part, size in kept.items())
         raise StartupError(
-            f"the weights need {human(weight_bytes)} in {dtype}{kept}; {human(device.memory_bytes)} of memory are free"
+            f"the weights need {human(sum(weights.values()))} in {dtype}{beside}; "
+            f"{human(device.memory_bytes)} of memory are free"
         )
     return room
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from srt.configs.census import PLAIN
-from srt.configs.plan import Choice, RuntimePlan
+from srt.configs.plan import Choice, GroupPlan, RuntimePlan
 
 
 class Reasons(msgspec.Struct, frozen=True):
@@ -35,10 +35,10 @@ def _asked(value: str, flag: str) -> str:
     return "the checkpoint's" if value == "auto" else flag
 
 
-def startup_table(plan: RuntimePlan, reasons: Reasons, weights: dict[str, int]) -> tuple[Choice, ...]:
-    """The start-up table: what was resolved, to what, why, and the bytes of each part. `weights` are those loaded."""
+def startup_table(plan: RuntimePlan, reasons: Reasons) -> tuple[Choice, ...]:
+    """The start-up table: what was resolved, to what, why, and the bytes of each part."""
     rows = [*_work_rows(plan, reasons), *_limit_rows(plan, reasons)]
-    return (*rows, *(_image_rows(plan) if plan.model.has_vision else ()), *_byte_rows(plan, reasons, weights))
+    return (*rows, *(_image_rows(plan) if plan.model.has_vision else ()), *byte_rows(plan, reasons.pools))
 
 
 def _kv_reason(plan: RuntimePlan) -> str:
@@ -119,40 +119,52 @@ def _image_rows(plan: RuntimePlan) -> list[Choice]:
     ]
 
 
-def _byte_rows(plan: RuntimePlan, reasons: Reasons, weights: dict[str, int]) -> list[Choice]:
-    ranks = plan.server.tp_size
-    experts = "" if plan.model.experts == PLAIN else f", routed experts in {plan.model.experts}"
-    notes = {"text": experts, "mtp": f", {plan.drafting.modules} modules"}
-    rows = [
-        Choice(f"weights: {part}", human(size), f"in {plan.dtype}{notes.get(part, '')}, all ranks")
-        for part, size in weights.items()
-    ]
+def byte_rows(plan: RuntimePlan, pools_reason: str) -> list[Choice]:
+    """The memory of all ranks, part by part, and its sum."""
+    ranks, groups = plan.server.tp_size, {f"KV: {group.name}": group for group in plan.groups}
+    rows = []
+    for part, size in plan.memory.items():
+        why = _pool(plan, groups[part], pools_reason) if part in groups else _part_reason(plan, part)
+        rows.append(Choice(part, human(size), f"{why}{', all ranks' if ranks > 1 else ''}"))
+    loaded = {part.removeprefix("weights: ") for part in plan.memory}
     rows += [
-        Choice(f"weights: {part}", human(0), f"{human(size)} in the checkpoint, not used by this version")
+        Choice(f"weights: {part}", human(0), f"{human(size)} in the checkpoint, not asked for")
         for part, size in plan.model.weight_bytes.items()
-        if part not in weights and size
+        if part not in loaded and part != "text" and size
     ]
-    total = sum(weights.values())
-    if plan.model.has_vision:
-        features = plan.server.encoder_cache_bytes * ranks
-        total += features
-        rows.append(Choice("image features", human(features), "--encoder-cache-bytes, on each rank"))
-    for group in plan.groups:
-        tokens = group.pages * plan.page_size
-        size = (group.pages + 1) * group.page_bytes * ranks
-        total += size
-        kind = "every token" if group.window is None else f"window {group.window}"
-        why = reasons.pools if group.window is None else _sliding_reason(plan, tokens)
-        rows.append(
-            Choice(
-                f"KV: {group.name}",
-                human(size),
-                f"{tokens} tokens in {group.pages} pages of {human(group.page_bytes * ranks)}; "
-                f"{len(group.layers)} layers, {kind}; {why}",
-            )
-        )
-    rows.append(Choice("sum", human(total), f"of {human(plan.device.memory_bytes)} free; KV is touched as it is used"))
-    return rows
+    total = sum(plan.memory.values())
+    return [
+        *rows,
+        Choice("sum", human(total), f"of {human(plan.device.memory_bytes)} free; KV is touched as it is used"),
+    ]
+
+
+def _part_reason(plan: RuntimePlan, part: str) -> str:
+    """What a part of the memory is."""
+    match part.removeprefix("weights: "):
+        case "routed experts" if plan.model.experts != PLAIN:
+            return f"in {plan.model.experts}"
+        case "routers":
+            return "in float32"
+        case "mtp":
+            return f"in {plan.dtype}, {plan.drafting.modules} modules"
+        case "position tables":
+            return f"rotations of {plan.context_length} positions in float32"
+        case "image features":
+            return "--encoder-cache-bytes, on each rank"
+        case _:
+            return f"in {plan.dtype}"
+
+
+def _pool(plan: RuntimePlan, group: GroupPlan, reason: str) -> str:
+    """What a KV pool holds, and why so much."""
+    tokens = group.pages * plan.page_size
+    kind = "every token" if group.window is None else f"window {group.window}"
+    why = reason if group.window is None else _sliding_reason(plan, tokens)
+    return (
+        f"{tokens} tokens in {group.pages} pages of {human(group.page_bytes * plan.server.tp_size)}; "
+        f"{len(group.layers)} layers, {kind}; {why}"
+    )
 
 
 def _sliding_reason(plan: RuntimePlan, tokens: int) -> str:

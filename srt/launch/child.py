@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -28,7 +29,7 @@ from srt.configs.plan import RuntimePlan
 from srt.errors import SrtError
 from srt.heartbeat import PID, Board, Heartbeat, process_name
 from srt.launch import PLAN
-from srt.messages import Fatal
+from srt.messages import Fatal, Phase
 from srt.wire import Outbox
 
 ROLES: Final = {
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str], roles: Mapping[str, str] = ROLES) -> int:
     log.configure(name, plan.server.log_level, plan.server.log_format)
     context = zmq.Context()
     launch = Outbox(context, rundir, "launch")
-    failure = _run(roles[role], role, rank, plan, rundir, heart)
+    launch.send(Phase(role, rank, "interpreter", time.monotonic()))
+    failure = _run(roles[role], role, rank, plan, rundir, heart, launch)
     if failure is not None:
         launch.send(Fatal(role, rank, failure))
     launch.close()
@@ -63,11 +65,14 @@ def main(arguments: Sequence[str], roles: Mapping[str, str] = ROLES) -> int:
     return 0 if failure is None else 1
 
 
-def _run(target: str, role: str, rank: int, plan: RuntimePlan, rundir: Path, heart: Heartbeat) -> str | None:
+def _run(
+    target: str, role: str, rank: int, plan: RuntimePlan, rundir: Path, heart: Heartbeat, launch: Outbox
+) -> str | None:
     """Run the role to its end. Returns why it failed, None if it did not."""
     try:
         module, _, function = target.partition(":")
         run = _imported(module, function)
+        launch.send(Phase(role, rank, "imports", time.monotonic()))
         if role == "api":
             run(plan, rundir, rank, heart, secrets=_take_secrets())
         else:

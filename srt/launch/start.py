@@ -76,6 +76,6 @@ def launch(request: Launch, environment: Mapping[str, str], entry: str = "srt.la
             logger.info("%s is served at %s, ready after %.2f s", name, url(plan), time.monotonic() - begun)
 
         write_plan(rundir, plan)
-        supervisor = Supervisor(plan, rundir, open_environment, given_keys, entry)
+        supervisor = Supervisor(plan, rundir, open_environment, given_keys, entry, begun_s=begun)
         show_table(f"srt {__version__}", plan.table, server.log_format)
         return supervisor.run(when_ready)

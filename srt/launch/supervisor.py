@@ -26,11 +26,12 @@ from typing import Any, BinaryIO, Final, NoReturn, assert_never
 
 import zmq
 
-from srt.configs.plan import Choice, RuntimePlan
+from srt.configs.plan import RuntimePlan
 from srt.errors import ProcessLost
 from srt.heartbeat import Board, Heartbeat, process_name
 from srt.launch.report import LoadProgress, show_table
-from srt.messages import Fatal, Progress, Ready, ServerLost, ServerReady, ToLaunch
+from srt.launch.waterfall import StartReport
+from srt.messages import Fatal, Phase, Progress, Ready, ServerLost, ServerReady, ToLaunch
 from srt.wire import LINGER_MS, Inbox, Outbox
 
 STOP_ORDER: Final = ("api", "tokenizer", "scheduler", "worker")
@@ -104,7 +105,8 @@ class Supervisor:
     """The processes of one server. Children see `environment`; the api process sees `secrets` too.
 
     With an `owner`, another program has the api's role: there is no api process, the program's end of that pipe being
-    closed is as good as a signal to stop, and it is told when the server is lost.
+    closed is as good as a signal to stop, and it is told when the server is lost. `begun_s` is when the command began,
+    by the machine's monotonic clock.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Supervisor:
         secrets: Mapping[str, str],
         entry: str = "srt.launch.child",
         owner: BinaryIO | None = None,
+        begun_s: float | None = None,
     ) -> None:
         self._plan, self._owner = plan, owner
         roles = [("tokenizer", 0), ("scheduler", 0), *(("worker", rank) for rank in range(plan.server.tp_size))]
@@ -128,9 +131,9 @@ class Supervisor:
         self._to_api = Outbox(self._context, rundir, "api")
         self._signals: list[int] = []
         self._last_words: dict[str, str] = {}
-        self._measured: list[Choice] = []
         self._progress = LoadProgress()
-        self._begun = time.monotonic()
+        spawned_s = time.monotonic()
+        self._start = StartReport(plan, spawned_s if begun_s is None else begun_s, spawned_s)
         self._obey_signals()
         self._children = {
             process_name(role, rank): Child.spawn(
@@ -178,6 +181,8 @@ class Supervisor:
             match message:
                 case Ready():
                     self._note_ready(message)
+                case Phase():
+                    self._start.phase(process_name(message.role, message.rank), message.name, message.at_s)
                 case Progress():
                     self._progress.update(message.rank, message.done_bytes, message.total_bytes)
                 case Fatal():
@@ -186,14 +191,8 @@ class Supervisor:
                     assert_never(message)
 
     def _note_ready(self, message: Ready) -> None:
-        child = self._children[process_name(message.role, message.rank)]
-        child.ready = True
-        after = f"{time.monotonic() - self._begun:.2f} s"
-        facts = [f"{name}: {value}" for name, value in message.facts.items()] or ["ready"]
-        self._measured += [
-            Choice(child.name if index == 0 else "", after if index == 0 else "", fact)
-            for index, fact in enumerate(facts)
-        ]
+        self._children[process_name(message.role, message.rank)].ready = True
+        self._start.ready(message, time.monotonic())
 
     def _raise_lost(self) -> NoReturn:
         """Name the process that was the cause: a killed one, else the first that said why, else any that ended.
@@ -220,9 +219,11 @@ class Supervisor:
 
     def _open(self, when_ready: Callable[[], None]) -> None:
         """Let the API process take requests, and say so."""
-        self._to_api.send(ServerReady())
+        start, form = self._start, self._plan.server.log_format
+        self._to_api.send(ServerReady(start.phases()))
         if self._owner is None or logger.isEnabledFor(logging.INFO):
-            show_table("ready after", self._measured, self._plan.server.log_format)
+            for title, rows in start.tables():
+                show_table(title, rows, form)
         when_ready()
 
     # --- stopping ---------------------------------------------------------------------------------------

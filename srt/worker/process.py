@@ -12,7 +12,7 @@ import zmq
 from srt.configs.plan import RuntimePlan
 from srt.errors import SrtError
 from srt.heartbeat import Heartbeat
-from srt.messages import Progress, Ready, StartProfile, StepPlan, StopProfile, ToWorker, WorkerFault
+from srt.messages import Phase, Progress, Ready, StartProfile, StepPlan, StopProfile, ToWorker, WorkerFault
 from srt.wire import Inbox, Outbox
 from srt.worker.profiling import Profiler
 from srt.worker.runner import Runner
@@ -33,8 +33,8 @@ def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat) -> None:
     launch = Outbox(context, rundir, "launch")
     scheduler = Outbox(context, rundir, "scheduler")
     try:
-        started = start(plan, rundir, rank, _reporter(launch, rank))
-        launch.send(Ready("worker", rank, started.facts))
+        started = start(plan, rundir, rank, _reporter(launch, rank), ended=_phases(launch, rank))
+        launch.send(Ready("worker", rank, started.facts, started.memory))
         _serve(started.runner, inbox, scheduler, rank, beat)
     finally:
         for end in (inbox, launch, scheduler):
@@ -70,6 +70,11 @@ def _step(runner: Runner, plan: StepPlan, scheduler: Outbox, rank: int, beat: He
     beat.step_ended()
     if rank == 0:
         scheduler.send(result)
+
+
+def _phases(launch: Outbox, rank: int) -> Callable[[str], None]:
+    """Tells launch that a phase of the start is over."""
+    return lambda name: launch.send(Phase("worker", rank, name, time.monotonic()))
 
 
 def _reporter(launch: Outbox, rank: int) -> Callable[[int, int], None]:

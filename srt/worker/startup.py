@@ -33,6 +33,7 @@ from srt.weights.rules import RuleBook
 from srt.worker.drafting import build_draft, build_proposer, checkpoint_source, with_draft_layers
 from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
+from srt.worker.memory import kv_bytes_by_group, weight_bytes
 from srt.worker.row_images import RowImages, TowerImages
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
@@ -77,6 +78,12 @@ class Started:
 
     runner: Runner
     facts: dict[str, str]
+    memory: dict[str, int]
+    """Bytes held on this rank, by the parts of the plan."""
+
+
+def unheard(phase: str) -> None:
+    """A phase is over that nobody asks for."""
 
 
 def reference_backends(reason: str) -> Picks:
@@ -112,9 +119,14 @@ def build(registry: dict[str, str], pick: Pick) -> Any:
 
 
 def start(
-    plan: RuntimePlan, rundir: Path, rank: int, progress: Callable[[int, int], None], picks: Picks | None = None
+    plan: RuntimePlan,
+    rundir: Path,
+    rank: int,
+    progress: Callable[[int, int], None],
+    picks: Picks | None = None,
+    ended: Callable[[str], None] = unheard,
 ) -> Started:
-    """Bring up one rank, with the fastest backends unless others are given.
+    """Bring up one rank, with the fastest backends unless others are given. `ended` is told each phase when it is over.
 
     Raises: StartupError if the plan does not fit the checkpoint or the checkpoint does not fit the model.
     """
@@ -126,6 +138,7 @@ def start(
     formats = announced_formats(config) if plan.server.load_format == "dummy" else expert_formats(path, config)
     group = join_group(rank, plan.server.tp_size, rundir)
     picks = picks or pick_backends(plan.device.device, dtype, plan.worker_threads)
+    ended("kernels")
     with torch.inference_mode(), torch.device(plan.device.device):
         family = FAMILIES[config.model_type]
         try:
@@ -140,15 +153,20 @@ def start(
             draft = build_draft(plan, config, family, model, tools)
         except ValueError as error:
             raise StartupError(f"--tp-size {group.size} does not fit the model: {error}") from error
+        ended("model")
         began = time.perf_counter()
         parameters = model.parameters() | ({} if tower is None else nested("vision", tower.parameters()))
         parameters |= {} if draft is None else draft.parameters()
         report = load_weights(family.rules(config, formats, drafting.modules), parameters, plan, progress)
         loaded_s = time.perf_counter() - began
+        ended("weights")
         kv = allocate_kv(plan.groups, plan.page_size, group.size, KV_DTYPES[plan.kv_dtype])
         rows = Rows(len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, drafting.drafts)
         main, drafts = kv[: config.text.main_layers], kv[config.text.main_layers :]
         proposer = build_proposer(plan, rows, tools, draft, drafts)
+    ended("kv memory")
+    memory = weight_bytes(parameters, [one for one in (model, tower, draft) if one is not None])
+    memory |= kv_bytes_by_group(plan.groups, kv)
     facts = {kind: f"{pick.key} ({pick.reason})" for kind, pick in _named(picks)}
     facts |= _expert_facts(experts, formats)
     facts |= {
@@ -168,7 +186,7 @@ def start(
             threads=plan.worker_threads,
         )
         row_images = TowerImages(kept, images.image_token_id)
-    return Started(Runner(model, main, rows, tools.ops, row_images, proposer), facts)
+    return Started(Runner(model, main, rows, tools.ops, row_images, proposer), facts, memory)
 
 
 def load_weights(

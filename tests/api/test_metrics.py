@@ -19,7 +19,8 @@ NAMES = {
     "request_time_per_output_token_seconds", "prompt_tokens_histogram", "generation_tokens_histogram",
     "uncached_prompt_tokens_histogram", "startup_time_seconds", "requests_cancelled", "kv_pages_leaked",
     "scheduler_step_age_seconds", "warnings", "per_stage_req_latency_seconds", "weight_memory_usage_gb",
-    "num_retracted_reqs", "new_token_ratio", "cancel_to_free_seconds",
+    "num_retracted_reqs", "new_token_ratio", "cancel_to_free_seconds", "startup_phase_seconds",
+    "weight_load_duration_seconds",
 }  # fmt: skip
 
 
@@ -37,7 +38,9 @@ def test_the_exposition_parses_and_every_sample_names_the_model(front: Front) ->
     assert (front.metric("kv_evictable_tokens"), front.metric("kv_available_tokens")) == (30, 900)
     assert front.metric("cancel_to_free_seconds_count") == front.metric("cancel_to_free_seconds_bucket", le="+Inf") == 3
     assert front.metric("cancel_to_free_seconds_sum") == 7.5
-    assert front.metric("weight_memory_usage_gb") == 0.004, "stored in two bytes, served in four"
+    assert front.metric("weight_memory_usage_gb") == 0.004
+    assert front.metric("startup_phase_seconds", phase="plan") == 0.5
+    assert front.metric("weight_load_duration_seconds_sum") == 1.5
     assert (front.metric("swa_used_tokens"), front.metric("cache_hit_rate")) == (40, 0.25)
 
 

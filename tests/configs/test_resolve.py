@@ -14,7 +14,7 @@ from srt.configs.pools import CPU_KV_BYTES
 from srt.configs.resolve import MEMORY_SHARE, resolve
 from srt.configs.server import ServerConfig
 from srt.errors import StartupError
-from tests.support.resolved import DEVICE, MODEL, PLAIN, make_plan
+from tests.support.resolved import DEVICE, MODEL, PLAIN, kinds, make_plan
 
 
 def group(plan: RuntimePlan, name: str) -> int:
@@ -179,7 +179,8 @@ models = st.builds(
             KVGroupSpec("full", tuple(range(full)), None, heads, dim),
             KVGroupSpec("sliding", tuple(range(full, full + sliding)), window, heads, dim),
         ),
-        weight_bytes={"text": text},
+        weight_bytes={"text": 2 * text},
+        weights=kinds(text=2 * text),
     ),
     full=st.integers(1, 12),
     sliding=st.integers(1, 33),
@@ -187,7 +188,7 @@ models = st.builds(
     dim=st.sampled_from([16, 64, 128]),
     window=st.integers(1, 1024),
     context=st.integers(2, 300_000),
-    text=st.integers(1, 1 << 34),
+    text=st.integers(1, 1 << 33),
 )
 devices = st.builds(DeviceFacts, st.just("cpu"), st.just("c"), st.integers(1 << 20, 1 << 36), st.integers(1, 64))
 servers = st.builds(

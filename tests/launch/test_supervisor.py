@@ -131,7 +131,10 @@ def test_sigterm_stops_role_after_role_and_exits_0(server: Supervised) -> None:
 def test_the_api_is_told_that_all_are_ready(server: Supervised) -> None:
     server.process.terminate()
     server.wait()
-    assert "api heard [ServerReady()]" in server.journal
+    (heard,) = (line for line in server.journal if line.startswith("api heard"))
+    for phase in ("plan", "interpreter", "imports", "ready"):
+        assert f"'{phase}': " in heard
+    assert heard.startswith("api heard [ServerReady(phases={'plan': ")
 
 
 def test_only_the_api_gets_the_keys_and_they_are_nowhere_else(server: Supervised) -> None:

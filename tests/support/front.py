@@ -55,6 +55,7 @@ def make_plan(model: Path, port: int, *, vocab_size: int, context_length: int = 
         steps_in_flight=2,
         worker_threads=1,
         random_seed=0,
+        memory={"weights: text": 4_000_000, "KV: full": 249_856},
     )  # fmt: skip
 
 
@@ -103,7 +104,7 @@ class Front(Server):
 
     def open(self) -> Self:
         """Tell the api that all processes are ready."""
-        self.api.send(ServerReady())
+        self.api.send(ServerReady({"plan": 0.5, "weights": 1.5}))
         return self.wait_ready()
 
     def wait_ready(self, timeout_s: float = START_S) -> Self:

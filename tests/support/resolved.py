@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from srt.configs.plan import DeviceFacts, KVGroupSpec, ModelFacts, RuntimePlan
+from srt.configs.plan import DeviceFacts, KVGroupSpec, ModelFacts, RuntimePlan, WeightKind
 from srt.configs.resolve import resolve
 from srt.configs.server import ServerConfig
+
+
+def kinds(**part_bytes: int) -> tuple[WeightKind, ...]:
+    """Weights of so many bytes in bfloat16, by part; all that a rank needs to know of an imagined model."""
+    return tuple(
+        WeightKind(part, size // 2, 1, split="whole", packed=False) for part, size in part_bytes.items() if size
+    )
+
 
 MODEL = ModelFacts(
     path="checkpoint",
@@ -21,6 +29,7 @@ MODEL = ModelFacts(
         KVGroupSpec(name="sliding", layers=(1, 2, 3), window=64, kv_heads=2, head_dim=32),
     ),
     weight_bytes={"text": 5_000_000, "mtp": 1_000_000, "vision": 0},
+    weights=kinds(text=5_000_000, mtp=1_000_000),
     mtp_modules=3,
     draft_group=KVGroupSpec(name="draft", layers=(5, 6, 7), window=64, kv_heads=2, head_dim=32),
 )

@@ -1,7 +1,8 @@
-"""Triton without a GPU: its interpreter, with the two things put right that it gets wrong.
+"""Triton without a GPU: its interpreter, with the three things put right that it gets wrong.
 
-Triton 3.6's interpreter multiplies bfloat16 by their bit patterns, and loses the carry when a number that is rounded
-to bfloat16 or e4m3 becomes a power of two. Kernels do neither on a GPU.
+Triton 3.6's interpreter multiplies bfloat16 by their bit patterns, loses the carry when a number that is rounded
+to bfloat16 or e4m3 becomes a power of two, and cannot count a loop to a number that is not known before (with a NumPy
+that makes no scalar of an array of one). Kernels do none of it on a GPU.
 """
 
 from __future__ import annotations
@@ -35,5 +36,12 @@ def use_interpreter() -> None:
         product = numbers(a.data, a.dtype.scalar).float() @ numbers(b.data, b.dtype.scalar).float()
         return interpreter.TensorHandle(product.numpy() + total.data, total.dtype.scalar)
 
+    patch = interpreter._patch_lang_tensor
+
+    def patch_tensor(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_tensor
     interpreter._convert_float = convert
     interpreter.InterpreterBuilder.create_dot = dot

@@ -7,15 +7,18 @@ large as the worst routing needs, so that the whole may be recorded in a CUDA gr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from srt.layers.gpu import Gpu
+from srt.layers.moe import triton_dispatch as dispatch
 from srt.layers.moe import triton_kernels as kernels
 from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
 from srt.layers.moe.shared import PlainShared
+from srt.layers.moe.triton_packing import COLUMNS, FOLDED, encode_words
+from srt.layers.moe.triton_tiles import Tile, tiles_for
 from srt.layers.ops import Choice
 from srt.layers.quant.codes import E4M3
 from srt.layers.quant.contract import StoredWeight, WeightFormat
@@ -24,21 +27,27 @@ from srt.layers.quant.nvfp4 import GROUP_SCALE, MATRIX_SCALE
 
 KINDS: Final = {"bf16": 0, "fp16": 0, "fp32": 0, "fp8": 1, "nvfp4": 2, "nvfp4-a16": 2}
 """`KIND` of the kernels by weight format."""
-FP8, NVFP4 = 1, 2
-INTERLEAVE: Final = 64
-"""Columns of NVFP4 weights that a step of the kernel takes: half of them in low nibbles, half in high ones."""
+PLAIN, FP8, NVFP4 = 0, 1, 2
+SORTED, SINGLE, DENSE = 0, 1, 2
+"""`MODE` of the kernels."""
 FIRST_FP8: Final = (8, 9)
 """Least compute capability that has e4m3."""
+HOPPER: Final = 9
+"""Major compute capability of the GPUs that the table of tiles was measured on."""
+SINGLE_TOKENS: Final = 4
+"""Up to so many tokens every pair is a block of its own: hardly any two share an expert."""
 COMBINE_COLUMNS: Final = 1024
 ENCODE_ROWS: Final = 8
+SCHEDULE_CHUNK: Final = 1024
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Which pairs (token, expert) each block of programs computes. A pair's number is token * K + its place."""
 
+    mode: int
     order: Tensor
-    """Pairs sorted by expert, [T * K] int32; those of experts elsewhere at the end."""
+    """Pairs sorted by expert, [T * K] int32; those of experts elsewhere are left out."""
     starts: Tensor
     """Where an expert's pairs begin in `order`, [E + 1] int32."""
     block_expert: Tensor
@@ -46,6 +55,12 @@ class Schedule:
     block_row: Tensor
     """Where the block's pairs begin in `order`, [B] int32."""
     rows: int
+    blocks: int
+
+    @property
+    def table(self) -> tuple[Tensor, ...]:
+        """What the kernels take."""
+        return self.order, self.starts, self.block_expert, self.block_row
 
 
 def schedule(ids: Tensor, experts: int, rows: int) -> Schedule:
@@ -53,17 +68,26 @@ def schedule(ids: Tensor, experts: int, rows: int) -> Schedule:
 
     Shapes: ids [T, K] int32, of which `experts` stands for an expert elsewhere.
     """
-    flat, device = ids.flatten(), ids.device
-    ordered, order = torch.sort(flat, stable=True)
-    starts = torch.searchsorted(ordered, torch.arange(experts + 1, device=device, dtype=ids.dtype))
-    blocks = (starts.diff() + rows - 1) // rows
-    ends = blocks.cumsum(0)
-    most = min(flat.numel(), flat.numel() // rows + min(experts, flat.numel()))
-    numbers = torch.arange(most, device=device)
-    expert = torch.searchsorted(ends, numbers, right=True)
-    known = expert.clamp(max=experts - 1)
-    row = starts[known] + (numbers - (ends - blocks)[known]) * rows
-    return Schedule(order.int(), starts.int(), expert.int(), row.int(), rows)
+    pairs, device = ids.numel(), ids.device
+    most = min(pairs, pairs // rows + min(experts, pairs))
+    order, starts, block_expert, block_row = (
+        torch.empty(size, dtype=torch.int32, device=device) for size in (pairs, experts + 1, most, most)
+    )
+    dispatch.schedule_kernel[experts + 1,](
+        ids, order, starts, block_expert, block_row, pairs, most,
+        EXPERTS=experts, PADDED=_power(experts + 1), ROWS=rows, CHUNK=min(SCHEDULE_CHUNK, _power(pairs)),
+    )  # fmt: skip
+    return Schedule(SORTED, order, starts, block_expert, block_row, rows, most)
+
+
+def unsorted(ids: Tensor, mode: int, blocks: int, rows: int) -> Schedule:
+    """A schedule without a table: each pair for itself, or all tokens with the one expert there is."""
+    return Schedule(mode, ids, ids, ids, ids, rows, blocks)
+
+
+def _power(number: int) -> int:
+    """The least power of two that is no less than this and 16."""
+    return max(16, 1 << (number - 1).bit_length())
 
 
 class TritonExperts(PlainShared):
@@ -75,15 +99,16 @@ class TritonExperts(PlainShared):
     def __init__(self, weights: WeightFormat, gpu: Gpu | None) -> None:
         self.weights = weights
         self._gpu = gpu
+        self._hopper = gpu is not None and gpu.capability[0] == HOPPER
         self._kind = KINDS[weights.name]
-        self.width_multiple = INTERLEAVE if self._kind == NVFP4 else 1
+        self.width_multiple = COLUMNS if self._kind == NVFP4 else 1
 
     def refuses(self, shape: ExpertShape) -> str | None:
         if self._gpu is None:
             return "needs a GPU"
         if self._kind and self._gpu.capability < FIRST_FP8:
             return f"{self.weights.name} weights need SM89 or newer, this is {self._gpu.text}"
-        multiple = {0: 1, FP8: BLOCK, NVFP4: INTERLEAVE}[self._kind]
+        multiple = {PLAIN: 1, FP8: BLOCK, NVFP4: COLUMNS}[self._kind]
         if shape.hidden % multiple:
             return f"a hidden size of {shape.hidden} does not divide by {multiple}"
         return None
@@ -96,12 +121,9 @@ class TritonExperts(PlainShared):
         """A weight as the kernels read it: `NAME.weight`, `.scale` and `.matrix`, the latter two empty if unused."""
         tensors, none = stored.tensors, torch.empty(0, device=stored.weight.device)
         if self._kind == NVFP4:
-            weight = interleave(stored.weight)
-            return {
-                f"{name}.weight": weight,
-                f"{name}.scale": tensors[GROUP_SCALE].contiguous(),
-                f"{name}.matrix": tensors[MATRIX_SCALE].contiguous(),
-            }
+            words, scales = encode_words(stored.weight, tensors[GROUP_SCALE])
+            matrix = tensors[MATRIX_SCALE] * FOLDED
+            return {f"{name}.weight": words, f"{name}.scale": scales, f"{name}.matrix": matrix}
         scale = tensors[BLOCK_SCALE].contiguous() if self._kind == FP8 else none
         return {f"{name}.weight": stored.weight.contiguous(), f"{name}.scale": scale, f"{name}.matrix": none}
 
@@ -114,41 +136,22 @@ class TritonExperts(PlainShared):
 
     def _pairs(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         """Every chosen expert's output: [T, H] -> [T * K, H]; rows of experts elsewhere are not written."""
-        shape, packed = experts.shape, experts.tensors
         tokens, top_k = choice.ids.shape
-        pairs = torch.empty(tokens * top_k, shape.hidden, dtype=hidden.dtype, device=hidden.device)
+        tiles = tiles_for(self._kind, tokens * top_k, experts.shape.experts, self._hopper)
         if not tokens:
-            return pairs
-        plan = schedule(choice.ids, shape.experts, block_rows(tokens * top_k, shape.experts))
-        table = (plan.order, plan.starts, plan.block_expert, plan.block_row)
-        blocks = plan.block_expert.numel()
-        columns, step = 64, 64
-        inner = torch.empty(tokens * top_k, shape.width, dtype=hidden.dtype, device=hidden.device)
-        x, x_scale = self._operand(hidden)
-        weight, scale, matrix = (packed[f"gate_up.{key}"] for key in ("weight", "scale", "matrix"))
-        kernels.gate_up_kernel[-(-shape.width // columns), blocks](
-            x, x_scale, x.stride(0), weight, scale, matrix, inner, *table, shape.limit or 0.0,
-            EXPERTS=shape.experts, K=shape.hidden, WIDTH=shape.width, TOP_K=top_k, CLAMP=shape.limit is not None,
-            KIND=self._kind, ROWS=plan.rows, COLUMNS=columns, STEP=step,
-        )  # fmt: skip
-        x, x_scale = self._operand(inner)
-        weight, scale, matrix = (packed[f"down.{key}"] for key in ("weight", "scale", "matrix"))
-        kernels.down_kernel[-(-shape.hidden // columns), blocks](
-            x, x_scale, weight, scale, matrix, pairs, *table,
-            EXPERTS=shape.experts, WIDTH=shape.width, HIDDEN=shape.hidden,
-            KIND=self._kind, ROWS=plan.rows, COLUMNS=columns, STEP=step,
-        )  # fmt: skip
-        return pairs
-
-    def _operand(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Activations as the products take them: encoded for FP8, else as they are."""
-        return encode(x) if self._kind == FP8 else (x, x)
+            return hidden.new_empty(0, experts.shape.hidden)
+        if tokens <= SINGLE_TOKENS:
+            plan = unsorted(choice.ids, SINGLE, tokens * top_k, tiles.rows)
+        else:
+            plan = schedule(choice.ids, experts.shape.experts, tiles.rows)
+        inner = gate_up(self._kind, hidden, experts, plan, tiles.gate_up, top_k)
+        return down(self._kind, inner, experts, plan, tiles.down)
 
     def _combine(self, pairs: Tensor, choice: Choice, shape: ExpertShape, shared: Tensor | None) -> Tensor:
         tokens, top_k = choice.ids.shape
         out = torch.empty(tokens, shape.hidden, dtype=pairs.dtype, device=pairs.device)
         if tokens:
-            kernels.combine_kernel[tokens, -(-shape.hidden // COMBINE_COLUMNS)](
+            dispatch.combine_kernel[tokens, -(-shape.hidden // COMBINE_COLUMNS)](
                 pairs, choice.ids, choice.weights, out if shared is None else shared, out,
                 EXPERTS=shape.experts, HIDDEN=shape.hidden, TOP_K=top_k, SHARED=shared is not None,
                 COLUMNS=COMBINE_COLUMNS,
@@ -156,10 +159,58 @@ class TritonExperts(PlainShared):
         return out
 
 
-def block_rows(pairs: int, experts: int) -> int:
-    """Pairs that a program computes at once: a power of two near an expert's share, within what registers hold."""
-    share = pairs // experts
-    return 16 if share <= 16 else 32 if share <= 32 else 64
+def gate_up(kind: int, hidden: Tensor, experts: PackedExperts, plan: Schedule, tile: Tile, top_k: int) -> Tensor:
+    """What enters the down products, in the order of the schedule: [T, H] -> [T * K, I]."""
+    shape, packed = experts.shape, experts.tensors
+    pairs = hidden.shape[0] * top_k
+    # Pairs of experts elsewhere have no row in the order; what is there is encoded with the rest, so it must be numbers.
+    allocate = torch.zeros if shape.elsewhere else torch.empty
+    inner = allocate(pairs, shape.width, dtype=hidden.dtype, device=hidden.device)
+    x, x_scale = _operand(kind, hidden)
+    weight = _weight(packed["gate_up.weight"], tile, kind)
+    kernels.gate_up_kernel[-(-shape.width // tile.columns), plan.blocks](
+        x, x_scale, x.stride(0), weight, packed["gate_up.scale"], packed["gate_up.matrix"], inner, *plan.table,
+        pairs, shape.limit or 0.0, EXPERTS=shape.experts, K=shape.hidden, WIDTH=shape.width, TOP_K=top_k,
+        CLAMP=shape.limit is not None, KIND=kind, MODE=plan.mode, ROWS=plan.rows, **_constants(tile, hidden),
+    )  # fmt: skip
+    return inner
+
+
+def down(kind: int, inner: Tensor, experts: PackedExperts, plan: Schedule, tile: Tile) -> Tensor:
+    """Every pair's output, in the order of tokens: [T * K, I] -> [T * K, H]."""
+    shape, packed = experts.shape, experts.tensors
+    out = torch.empty(inner.shape[0], shape.hidden, dtype=inner.dtype, device=inner.device)
+    x, x_scale = _operand(kind, inner)
+    weight = _weight(packed["down.weight"], tile, kind)
+    kernels.down_kernel[-(-shape.hidden // tile.columns), plan.blocks](
+        x, x_scale, weight, packed["down.scale"], packed["down.matrix"], out, *plan.table, inner.shape[0],
+        EXPERTS=shape.experts, WIDTH=shape.width, HIDDEN=shape.hidden, KIND=kind, MODE=plan.mode, ROWS=plan.rows,
+        **_constants(tile, inner),
+    )  # fmt: skip
+    return out
+
+
+def _constants(tile: Tile, x: Tensor) -> dict[str, Any]:
+    """Compile-time constants of a tile. Two codes at a time need a GPU and bfloat16."""
+    return {
+        "COLUMNS": tile.columns, "STEP": tile.step, "TMA": tile.tma,
+        "PACKED": x.is_cuda and x.dtype is torch.bfloat16, "num_warps": tile.warps, "num_stages": tile.stages,
+    }  # fmt: skip
+
+
+def _weight(weight: Tensor, tile: Tile, kind: int) -> Any:
+    """The weight as the kernel takes it: itself, or its descriptor."""
+    if not tile.tma:
+        return weight
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    step = tile.step // 4 if kind == NVFP4 else tile.step
+    return TensorDescriptor.from_tensor(weight.flatten(0, 1), [tile.columns, step])
+
+
+def _operand(kind: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations as the products take them: encoded for FP8, else as they are."""
+    return encode(x) if kind == FP8 else (x, x)
 
 
 def encode(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,15 +218,7 @@ def encode(x: Tensor) -> tuple[Tensor, Tensor]:
     rows, width = x.shape
     codes = torch.empty(rows, width, dtype=E4M3, device=x.device)
     scales = torch.empty(rows, width // BLOCK, dtype=torch.float32, device=x.device)
-    kernels.encode_kernel[-(-rows // ENCODE_ROWS), width // BLOCK](
+    dispatch.encode_kernel[-(-rows // ENCODE_ROWS), width // BLOCK](
         x, x.stride(0), codes, scales, rows, K=width, ROWS=ENCODE_ROWS
     )
     return codes, scales
-
-
-def interleave(packed: Tensor) -> Tensor:
-    """NVFP4 bytes [.., K / 2] regrouped: in every 64 columns, byte j holds columns j (low) and 32 + j (high)."""
-    codes = torch.stack((packed & 0xF, packed >> 4), dim=-1).unflatten(-2, (-1, INTERLEAVE // 2)).flatten(-2)
-    low, high = codes.split(INTERLEAVE // 2, dim=-1)
-    joined: Tensor = low | (high << 4)
-    return joined.flatten(-2)

@@ -1,7 +1,8 @@
 """Grouped matrix products of routed experts in Triton, for plain, FP8 block and NVFP4 weights.
 
-Rows are (token, expert) pairs sorted by expert. A program computes `ROWS` pairs of one expert by `COLUMNS` outputs;
-which pairs, a table says (`srt/layers/moe/triton_experts.py`, `Schedule`). Every sum over K is float32.
+Columns of a product are (token, expert) pairs of one expert, rows are outputs: W X^T. So the weights are the operand
+that may come from registers, where NVFP4 is decoded, and a tile of 8 or 16 pairs is enough for the matrix units. Every
+sum over K is float32. Which pairs a program computes, `srt/layers/moe/triton_schedule.py` says.
 """
 
 from __future__ import annotations
@@ -12,178 +13,276 @@ import triton.language as tl
 PLAIN = tl.constexpr(0)
 FP8 = tl.constexpr(1)
 NVFP4 = tl.constexpr(2)
-E4M3_MAX = tl.constexpr(448.0)
-TINY = tl.constexpr(1.1754943508222875e-38)
+SORTED = tl.constexpr(0)
+"""Pairs sorted by expert, in blocks that a table lists."""
+SINGLE = tl.constexpr(1)
+"""A block for each pair: nothing to sort."""
+DENSE = tl.constexpr(2)
+"""One expert that every token uses."""
+CODE_MASK = tl.constexpr(0x81C0)
+"""Where a code's sign, exponent and fraction lie in a bfloat16: its value times 2^-126, zero and 0.5 included."""
+SCALE_TOP = tl.constexpr(0x70007000)
+"""Top exponent bits of two group scales as bfloat16 (`triton_packing.encode_scales`)."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def e2m1(codes: tl.tensor) -> tl.tensor:
-    """Four-bit codes (uint8) to float32: the exponent and fraction moved into place, 0.5 apart."""
-    magnitude = (codes & 7).to(tl.int32)
-    normal = (magnitude + 252) << 22
-    bits = tl.where(magnitude < 2, magnitude * (126 << 23), normal) | ((codes & 8).to(tl.int32) << 28)
-    return bits.to(tl.float32, bitcast=True)
+def code_bits(words: tl.tensor, PLACE: tl.constexpr) -> tl.tensor:
+    """Code PLACE of each 16-bit word as the bits of a bfloat16, two words to an instruction."""
+    if PLACE == 0:
+        bits = tl.inline_asm_elementwise(
+            "and.b32 $0, $1, 0x81C081C0;", "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2
+        )
+    elif PLACE == 1:
+        bits = tl.inline_asm_elementwise(
+            "{ .reg .b32 a; shl.b32 a, $1, 3; and.b32 $0, a, 0x81C081C0; }",
+            "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2,
+        )  # fmt: skip
+    elif PLACE == 2:
+        bits = tl.inline_asm_elementwise(
+            "{ .reg .b32 a; shl.b32 a, $1, 6; and.b32 $0, a, 0x81C081C0; }",
+            "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        bits = tl.inline_asm_elementwise(
+            "{ .reg .b32 a, b, c; shl.b32 a, $1, 1; shr.b32 b, $1, 3; shr.b32 c, $1, 7;"
+            " and.b32 a, a, 0x80008000; and.b32 b, b, 0x01800180; and.b32 c, c, 0x00400040;"
+            " or.b32 a, a, b; or.b32 $0, a, c; }",
+            "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2,
+        )  # fmt: skip
+    return bits
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def plain_step(
-    total: tl.tensor, x: tl.tensor, rows: tl.tensor, w: tl.tensor, columns: tl.tensor, inside: tl.tensor, k: tl.tensor,
-    K: tl.constexpr, STEP: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Add the product of columns [k, k + STEP) of x and w; x and w are pointers to rows, element (0, 0)."""
-    steps = k + tl.arange(0, STEP)
-    within = steps < K
-    a = tl.load(x + rows[:, None] + steps[None, :], mask=within[None, :], other=0.0)
-    b = tl.load(w + columns[None, :] * K + steps[:, None], mask=within[:, None] & inside[None, :], other=0.0)
-    return tl.dot(a, b, total, input_precision="ieee")
+def code_bits_portable(words: tl.tensor, PLACE: tl.constexpr) -> tl.tensor:
+    """The same in plain arithmetic, as int32."""
+    wide = words.to(tl.int32)
+    last = ((wide << 1) & 0x8000) | ((wide >> 3) & 0x0180) | ((wide >> 7) & 0x0040)
+    return (wide << (3 * PLACE)) & CODE_MASK if PLACE < 3 else last
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def fp8_step(
-    total: tl.tensor, x: tl.tensor, x_scale: tl.tensor, rows: tl.tensor, w: tl.tensor, w_scale: tl.tensor,
-    columns: tl.tensor, block: tl.tensor, k: tl.tensor, K: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Add one block of 128 columns: codes by codes, then the scales of the tokens and of the weight's block."""
-    steps = k + tl.arange(0, 128)
-    a = tl.load(x + rows[:, None] * K + steps[None, :])
-    b = tl.load(w + columns[None, :] * K + steps[:, None])
-    scale = tl.load(x_scale + rows * (K // 128) + k // 128) * tl.load(w_scale + block * (K // 128) + k // 128)
-    return total + tl.dot(a, b) * scale[:, None]
+def decode(words: tl.tensor, scales: tl.tensor, PLACE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr,
+           PACKED: tl.constexpr) -> tl.tensor:  # fmt: skip
+    """Code PLACE of every word times its group's scale, times 2^-8: [ROWS, 16 * GROUPS].
 
-
-@triton.jit  # type: ignore[untyped-decorator]
-def nvfp4_step(
-    total: tl.tensor, x: tl.tensor, rows: tl.tensor, w: tl.tensor, group: tl.tensor, columns: tl.tensor,
-    inside: tl.tensor, k: tl.tensor, K: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Add 64 columns. A byte holds a code of the first 32 columns (low) and one of the other 32 (high).
-
-    A code times its group's scale has at most 6 significant bits: exact in bfloat16.
+    Shapes: words [ROWS, 16 * GROUPS] int16; scales [ROWS, GROUPS] int32, a byte for each place.
+    A product has at most 6 significant bits: exact in bfloat16.
     """
-    steps = tl.arange(0, 32)
-    packed = tl.load(w + columns[None, :] * (K // 2) + k // 2 + steps[:, None], mask=inside[None, :], other=0)
-    scales = group + columns[None, :] * (K // 16) + k // 16 + steps[:, None] // 16
-    low_scale = tl.load(scales, mask=inside[None, :], other=0.0).to(tl.float32)
-    high_scale = tl.load(scales + 2, mask=inside[None, :], other=0.0).to(tl.float32)
-    low = tl.load(x + rows[:, None] + k + steps[None, :])
-    high = tl.load(x + rows[:, None] + k + 32 + steps[None, :])
-    total = tl.dot(low, (e2m1(packed & 15) * low_scale).to(low.dtype), total, input_precision="ieee")
-    return tl.dot(high, (e2m1(packed >> 4) * high_scale).to(high.dtype), total, input_precision="ieee")
+    # Bytes 0 and 2 of a word of scales, or 1 and 3, become the two bfloat16 of a word at once.
+    moved = scales << 4 if PLACE % 2 == 0 else scales >> 4
+    pair = (moved & 0x0FF00FF0) | SCALE_TOP
+    if PLACE >= 2:
+        pair = pair >> 16
+    scale = (pair & 0xFFFF).to(tl.int16)
+    wide = tl.broadcast_to(scale[:, :, None], (ROWS, GROUPS, 16)).reshape(ROWS, 16 * GROUPS)
+    if PACKED:
+        codes = code_bits(words, PLACE).to(tl.bfloat16, bitcast=True)
+        value = tl.inline_asm_elementwise(
+            "mul.rn.bf16x2 $0, $1, $2;", "=r,r,r", [codes, wide.to(tl.bfloat16, bitcast=True)],
+            dtype=tl.bfloat16, is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        number = (code_bits_portable(words, PLACE) << 16).to(tl.float32, bitcast=True)
+        value = number * (wide.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    return value
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def block_of(
+    block: tl.tensor, order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor,
+    pairs: tl.tensor, MODE: tl.constexpr, ROWS: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """What block `block` computes: its expert, positions [ROWS], which of them count, and the pairs' numbers."""
+    steps = tl.arange(0, ROWS)
+    if MODE == SINGLE:
+        expert = tl.load(block_expert + block)
+        position = tl.zeros((ROWS,), tl.int32) + block
+        mine = steps == 0
+        slots = position
+    elif MODE == DENSE:
+        expert = tl.zeros((), tl.int32)
+        position = block * ROWS + steps
+        mine = position < pairs
+        position = tl.where(mine, position, 0)
+        slots = position
+    else:
+        expert = tl.load(block_expert + block)
+        first = tl.load(block_row + block)
+        end = tl.load(starts + expert + 1)
+        mine = first + steps < end
+        position = tl.where(mine, first + steps, first)
+        slots = tl.load(order + position)
+    return expert, position, mine, slots
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def plain_tile(w: tl.tensor, first: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STEP: tl.constexpr,
+               TMA: tl.constexpr) -> tl.tensor:  # fmt: skip
+    """Columns [k, k + STEP) of the weight's rows, zeros beyond K."""
+    if TMA:
+        tile = w.load([first, k])
+    else:
+        steps = k + tl.arange(0, STEP)
+        if K % STEP == 0:
+            tile = tl.load(w + rows[:, None] * K + steps[None, :])
+        else:
+            tile = tl.load(w + rows[:, None] * K + steps[None, :], mask=(steps < K)[None, :], other=0.0)
+    return tile
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def input_tile(x: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STEP: tl.constexpr) -> tl.tensor:
+    """Columns [k, k + STEP) of the activations at these offsets of rows, transposed, zeros beyond K."""
+    steps = k + tl.arange(0, STEP)
+    if K % STEP == 0:
+        tile = tl.load(x + rows[:, None] + steps[None, :])
+    else:
+        tile = tl.load(x + rows[:, None] + steps[None, :], mask=(steps < K)[None, :], other=0.0)
+    return tile.T
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def word_tile(w: tl.tensor, first: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STEP: tl.constexpr,
+              TMA: tl.constexpr) -> tl.tensor:  # fmt: skip
+    """The words of columns [k, k + STEP): [.., STEP / 4]."""
+    if TMA:
+        tile = w.load([first, k // 4])
+    else:
+        words = k // 4 + tl.arange(0, STEP // 4)
+        if K % STEP == 0:
+            tile = tl.load(w + rows[:, None] * (K // 4) + words[None, :])
+        else:
+            tile = tl.load(w + rows[:, None] * (K // 4) + words[None, :], mask=(words < K // 4)[None, :], other=0)
+    return tile
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def scale_tile(scale: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STEP: tl.constexpr) -> tl.tensor:
+    """The group scales of columns [k, k + STEP): [.., STEP / 64] int32, four groups in each."""
+    blocks = k // 64 + tl.arange(0, STEP // 64)
+    if K % STEP == 0:
+        tile = tl.load(scale + rows[:, None] * (K // 64) + blocks[None, :])
+    else:
+        tile = tl.load(scale + rows[:, None] * (K // 64) + blocks[None, :], mask=(blocks < K // 64)[None, :], other=0)
+    return tile
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def place_tile(x: tl.tensor, rows: tl.tensor, k: tl.tensor, PLACE: tl.constexpr, K: tl.constexpr,
+               STEP: tl.constexpr) -> tl.tensor:  # fmt: skip
+    """The activations that meet code PLACE of the words of columns [k, k + STEP), transposed."""
+    words = tl.arange(0, STEP // 4)
+    steps = k + 16 * PLACE + words // 16 * 64 + words % 16
+    if K % STEP == 0:
+        tile = tl.load(x + rows[:, None] + steps[None, :])
+    else:
+        tile = tl.load(x + rows[:, None] + steps[None, :], mask=(steps < K)[None, :], other=0.0)
+    return tile.T
+
+
+@triton.jit(do_not_specialize=["pairs"])  # type: ignore[untyped-decorator]
 def gate_up_kernel(
     x: tl.tensor, x_scale: tl.tensor, x_stride: tl.tensor, w: tl.tensor, w_scale: tl.tensor, matrix: tl.tensor,
     inner: tl.tensor, order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor,
-    limit: tl.tensor, EXPERTS: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr, TOP_K: tl.constexpr,
-    CLAMP: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+    pairs: tl.tensor, limit: tl.tensor, EXPERTS: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
+    TOP_K: tl.constexpr, CLAMP: tl.constexpr, KIND: tl.constexpr, MODE: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, STEP: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr,
 ) -> None:  # fmt: skip
-    """inner[pair] = min(silu(gate), limit) * clamp(up, -limit, limit), for the pairs and columns of this program."""
-    expert = tl.load(block_expert + tl.program_id(1)).to(tl.int64)
+    """inner[position] = min(silu(gate), limit) * clamp(up, -limit, limit), for this program's pairs and columns."""
+    expert, position, mine, slots = block_of(
+        tl.program_id(1), order, starts, block_expert, block_row, pairs, MODE, ROWS
+    )
     if expert < EXPERTS:
-        pairs = tl.load(block_row + tl.program_id(1)) + tl.arange(0, ROWS)
-        mine = pairs < tl.load(starts + expert + 1)
-        tokens = (tl.load(order + pairs, mask=mine, other=0) // TOP_K).to(tl.int64)
-        first = tl.program_id(0) * COLUMNS
-        columns = first + tl.arange(0, COLUMNS)
+        rows = (slots // TOP_K).to(tl.int64) * x_stride
+        start = tl.program_id(0) * COLUMNS
+        columns = start + tl.arange(0, COLUMNS)
         inside = columns < WIDTH
-        gate = tl.zeros((ROWS, COLUMNS), tl.float32)
-        up = tl.zeros((ROWS, COLUMNS), tl.float32)
         base = expert * 2 * WIDTH
+        first, second = base + start, base + WIDTH + start
+        gates = (base + tl.minimum(columns, WIDTH - 1)).to(tl.int64)
+        ups = gates + WIDTH
+        gate = tl.zeros((COLUMNS, ROWS), tl.float32)
+        up = tl.zeros((COLUMNS, ROWS), tl.float32)
         if KIND == NVFP4:
-            packed, group, rows = w + base * (K // 2), w_scale + base * (K // 16), tokens * x_stride
-            for k in range(0, K, 64):
-                gate = nvfp4_step(gate, x, rows, packed, group, columns, inside, k, K)
-                up = nvfp4_step(up, x, rows, packed, group, columns + WIDTH, inside, k, K)
+            for k in range(0, K, STEP):
+                gate_words, gate_scales = (
+                    word_tile(w, first, gates, k, K, STEP, TMA),
+                    scale_tile(w_scale, gates, k, K, STEP),
+                )
+                up_words, up_scales = word_tile(w, second, ups, k, K, STEP, TMA), scale_tile(w_scale, ups, k, K, STEP)
+                for place in tl.static_range(4):
+                    tile = place_tile(x, rows, k, place, K, STEP)
+                    a = decode(gate_words, gate_scales, place, COLUMNS, STEP // 64, PACKED)
+                    gate = tl.dot(a.to(tile.dtype), tile, gate, input_precision="ieee")
+                    a = decode(up_words, up_scales, place, COLUMNS, STEP // 64, PACKED)
+                    up = tl.dot(a.to(tile.dtype), tile, up, input_precision="ieee")
             gate *= tl.load(matrix + expert * 2)
             up *= tl.load(matrix + expert * 2 + 1)
         elif KIND == FP8:
-            codes, blocks = w + base * K, w_scale + base // 128 * (K // 128)
+            scales = x_scale + (slots // TOP_K).to(tl.int64) * (K // 128)
+            gate_scales = w_scale + (first // 128).to(tl.int64) * (K // 128)
+            up_scales = w_scale + (second // 128).to(tl.int64) * (K // 128)
             for k in range(0, K, 128):
-                gate = fp8_step(gate, x, x_scale, tokens, codes, blocks, columns, first // 128, k, K)
-                up = fp8_step(up, x, x_scale, tokens, codes, blocks, columns + WIDTH, (first + WIDTH) // 128, k, K)
+                tile, scale = input_tile(x, rows, k, K, 128), tl.load(scales + k // 128)
+                gate_scale, up_scale = tl.load(gate_scales + k // 128), tl.load(up_scales + k // 128)
+                part = tl.dot(plain_tile(w, first, gates, k, K, 128, TMA), tile)
+                gate += part * (scale * gate_scale)[None, :]
+                part = tl.dot(plain_tile(w, second, ups, k, K, 128, TMA), tile)
+                up += part * (scale * up_scale)[None, :]
         else:
-            matrices, rows = w + base * K, tokens * x_stride
             for k in range(0, K, STEP):
-                gate = plain_step(gate, x, rows, matrices, columns, inside, k, K, STEP)
-                up = plain_step(up, x, rows, matrices, columns + WIDTH, inside, k, K, STEP)
+                tile = input_tile(x, rows, k, K, STEP)
+                gate = tl.dot(plain_tile(w, first, gates, k, K, STEP, TMA), tile, gate, input_precision="ieee")
+                up = tl.dot(plain_tile(w, second, ups, k, K, STEP, TMA), tile, up, input_precision="ieee")
         activated = gate / (1.0 + tl.exp(-gate))
         if CLAMP:
             activated = tl.minimum(activated, limit)
             up = tl.minimum(tl.maximum(up, -limit), limit)
-        target = inner + pairs[:, None].to(tl.int64) * WIDTH + columns[None, :]
-        tl.store(target, (activated * up).to(inner.dtype.element_ty), mask=mine[:, None] & inside[None, :])
+        target = inner + position[None, :].to(tl.int64) * WIDTH + columns[:, None]
+        tl.store(target, (activated * up).to(inner.dtype.element_ty), mask=mine[None, :] & inside[:, None])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["pairs"])  # type: ignore[untyped-decorator]
 def down_kernel(
     inner: tl.tensor, inner_scale: tl.tensor, w: tl.tensor, w_scale: tl.tensor, matrix: tl.tensor, out: tl.tensor,
-    order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor, EXPERTS: tl.constexpr,
-    WIDTH: tl.constexpr, HIDDEN: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    STEP: tl.constexpr,
+    order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor, pairs: tl.tensor,
+    EXPERTS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, KIND: tl.constexpr, MODE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr,
 ) -> None:  # fmt: skip
-    """out[order[pair]] = down(inner[pair]): back in the order of tokens, not yet weighted."""
-    expert = tl.load(block_expert + tl.program_id(1)).to(tl.int64)
+    """out[pair] = down(inner[position]): back in the order of tokens, not yet weighted."""
+    expert, position, mine, slots = block_of(
+        tl.program_id(1), order, starts, block_expert, block_row, pairs, MODE, ROWS
+    )
     if expert < EXPERTS:
-        pairs = tl.load(block_row + tl.program_id(1)) + tl.arange(0, ROWS)
-        mine = pairs < tl.load(starts + expert + 1)
-        first = tl.program_id(0) * COLUMNS
-        columns = first + tl.arange(0, COLUMNS)
+        rows = position.to(tl.int64) * WIDTH
+        start = tl.program_id(0) * COLUMNS
+        columns = start + tl.arange(0, COLUMNS)
         inside = columns < HIDDEN
-        total = tl.zeros((ROWS, COLUMNS), tl.float32)
-        safe = tl.where(mine, pairs, 0).to(tl.int64)
-        base = expert * HIDDEN
+        first = expert * HIDDEN + start
+        outputs = (expert * HIDDEN + tl.minimum(columns, HIDDEN - 1)).to(tl.int64)
+        total = tl.zeros((COLUMNS, ROWS), tl.float32)
         if KIND == NVFP4:
-            packed, group = w + base * (WIDTH // 2), w_scale + base * (WIDTH // 16)
-            for k in range(0, WIDTH, 64):
-                total = nvfp4_step(total, inner, safe * WIDTH, packed, group, columns, inside, k, WIDTH)
+            for k in range(0, WIDTH, STEP):
+                words, scales = (
+                    word_tile(w, first, outputs, k, WIDTH, STEP, TMA),
+                    scale_tile(w_scale, outputs, k, WIDTH, STEP),
+                )
+                for place in tl.static_range(4):
+                    tile = place_tile(inner, rows, k, place, WIDTH, STEP)
+                    a = decode(words, scales, place, COLUMNS, STEP // 64, PACKED)
+                    total = tl.dot(a.to(tile.dtype), tile, total, input_precision="ieee")
             total *= tl.load(matrix + expert)
         elif KIND == FP8:
-            codes, blocks = w + base * WIDTH, w_scale + base // 128 * (WIDTH // 128)
+            scales = inner_scale + position.to(tl.int64) * (WIDTH // 128)
+            weight_scales = w_scale + (first // 128).to(tl.int64) * (WIDTH // 128)
             for k in range(0, WIDTH, 128):
-                total = fp8_step(total, inner, inner_scale, safe, codes, blocks, columns, first // 128, k, WIDTH)
+                tile, scale = input_tile(inner, rows, k, WIDTH, 128), tl.load(scales + k // 128)
+                weight_scale = tl.load(weight_scales + k // 128)
+                part = tl.dot(plain_tile(w, first, outputs, k, WIDTH, 128, TMA), tile)
+                total += part * (scale * weight_scale)[None, :]
         else:
-            matrices = w + base * WIDTH
             for k in range(0, WIDTH, STEP):
-                total = plain_step(total, inner, safe * WIDTH, matrices, columns, inside, k, WIDTH, STEP)
-        slots = tl.load(order + pairs, mask=mine, other=0).to(tl.int64)
-        target = out + slots[:, None] * HIDDEN + columns[None, :]
-        tl.store(target, total.to(out.dtype.element_ty), mask=mine[:, None] & inside[None, :])
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def combine_kernel(
-    pairs: tl.tensor, ids: tl.tensor, weights: tl.tensor, shared: tl.tensor, out: tl.tensor, EXPERTS: tl.constexpr,
-    HIDDEN: tl.constexpr, TOP_K: tl.constexpr, SHARED: tl.constexpr, COLUMNS: tl.constexpr,
-) -> None:  # fmt: skip
-    """out[token] = sum of weight * pair over the experts that are here, plus the shared expert; rounded once."""
-    token = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < HIDDEN
-    total = tl.zeros((COLUMNS,), tl.float32)
-    for place in tl.static_range(TOP_K):
-        slot = token * TOP_K + place
-        here = tl.load(ids + slot) < EXPERTS
-        pair = tl.load(pairs + slot * HIDDEN + columns, mask=inside & here, other=0.0).to(tl.float32)
-        total += pair * tl.load(weights + slot)
-    if SHARED:
-        total += tl.load(shared + token * HIDDEN + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + token * HIDDEN + columns, total.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def encode_kernel(
-    x: tl.tensor, x_stride: tl.tensor, codes: tl.tensor, scales: tl.tensor, rows: tl.tensor, K: tl.constexpr,
-    ROWS: tl.constexpr,
-) -> None:  # fmt: skip
-    """Activations to e4m3, one scale for a row's 128 columns: as `srt.layers.quant.fp8.encode_tokens`, bit for bit."""
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    mine = row < rows
-    columns = tl.program_id(1) * 128 + tl.arange(0, 128)
-    values = tl.load(x + row[:, None] * x_stride + columns[None, :], mask=mine[:, None], other=0.0).to(tl.float32)
-    largest = tl.max(tl.abs(values), axis=1)
-    scale = tl.where(largest > 0, tl.maximum(tl.div_rn(largest, E4M3_MAX), TINY), 1.0)
-    ratio = tl.div_rn(values, tl.broadcast_to(scale[:, None], (ROWS, 128)))
-    clamped = tl.minimum(tl.maximum(ratio, -E4M3_MAX), E4M3_MAX)
-    tl.store(codes + row[:, None] * K + columns[None, :], clamped.to(codes.dtype.element_ty), mask=mine[:, None])
-    tl.store(scales + row * (K // 128) + tl.program_id(1), scale, mask=mine)
+                tile = input_tile(inner, rows, k, WIDTH, STEP)
+                total = tl.dot(plain_tile(w, first, outputs, k, WIDTH, STEP, TMA), tile, total, input_precision="ieee")
+        target = out + slots[None, :].to(tl.int64) * HIDDEN + columns[:, None]
+        tl.store(target, total.to(out.dtype.element_ty), mask=mine[None, :] & inside[:, None])

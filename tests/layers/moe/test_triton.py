@@ -1,7 +1,7 @@
 """The Triton runner against the reference runner: in the interpreter, or on the GPU where there is one.
 
 Tolerances are relative, by norm, against float32. float32: sums in another order (1e-5), and an activation that is
-rounded to the neighbouring FP8 code (3e-3). bfloat16: inner activations and outputs are rounded to 8 bits (1e-2); with
+rounded to the neighbouring FP8 code (5e-3). bfloat16: inner activations and outputs are rounded to 8 bits (1e-2); with
 FP8, more of them end at a neighbouring code (2e-2).
 """
 
@@ -15,11 +15,14 @@ from torch import Tensor
 
 from srt.layers.gpu import Gpu
 from srt.layers.moe.contract import ExpertShape, PackedExperts
-from srt.layers.moe.triton_experts import TritonExperts, encode, interleave, schedule
+from srt.layers.moe.triton_experts import TritonExperts, encode, schedule
+from srt.layers.moe.triton_packing import FOLDED, encode_scales, encode_words
+from srt.layers.moe.triton_tiles import tiles_for
 from srt.layers.ops import Choice
+from srt.layers.quant.codes import pack_nibbles
 from srt.layers.quant.contract import StoredWeight, WeightFormat
 from srt.layers.quant.fp8 import Fp8Blocks, encode_tokens
-from srt.layers.quant.nvfp4 import Nvfp4
+from srt.layers.quant.nvfp4 import Nvfp4, unscaled_groups
 from srt.layers.quant.plain import Plain
 from tests.layers.moe.support import DEVICE, error, lopsided, ragged_choice, truth
 
@@ -33,7 +36,7 @@ FORMATS: dict[str, tuple[WeightFormat, int, int]] = {
 TOLERANCE = {
     ("bf16", torch.bfloat16): 1e-2,
     ("fp32", torch.float32): 1e-5,
-    ("fp8", torch.float32): 3e-3,
+    ("fp8", torch.float32): 5e-3,
     ("fp8", torch.bfloat16): 2e-2,
     ("nvfp4", torch.float32): 1e-5,
     ("nvfp4", torch.bfloat16): 1e-2,
@@ -70,7 +73,7 @@ def test_a_limit_that_binds_changes_the_result_and_so_does_clamping_before_silu(
     runner = runner_of(weights)
     packed = runner.pack(experts, clamped)
     expected = truth(experts, clamped, weights, x, choice)
-    assert error(runner.run(x, choice, packed), expected) < 3e-3
+    assert error(runner.run(x, choice, packed), expected) < 5e-3
     assert error(runner.run(x, choice, PackedExperts(free, packed.tensors)), expected) > 0.2
     assert error(clamped_before_silu(x, choice, weights.unpack(experts.gate_up), weights.unpack(experts.down)),
                  expected) > 0.05  # fmt: skip
@@ -118,7 +121,7 @@ def test_experts_of_other_ranks_add_nothing(name: str) -> None:
     x = torch.randn(21, hidden, device=DEVICE)
     runner = runner_of(weights)
     found = runner.run(x, local, runner.pack(experts, shape))
-    assert error(found, truth(experts, shape, weights, x, local)) < 3e-3
+    assert error(found, truth(experts, shape, weights, x, local)) < 5e-3
 
 
 def test_the_shared_expert_is_added_before_the_one_rounding() -> None:
@@ -175,7 +178,7 @@ def test_a_mistake_in_the_layout_fails_the_comparison(name: str, mistake: Callab
     x = torch.randn(8, hidden, device=DEVICE)
     runner = runner_of(weights)
     packed, expected = runner.pack(experts, shape), truth(experts, shape, weights, x, choice)
-    assert error(runner.run(x, choice, packed), expected) < 3e-3
+    assert error(runner.run(x, choice, packed), expected) < 5e-3
     mistake(packed.tensors)
     assert error(runner.run(x, choice, packed), expected) > 0.1
 
@@ -190,13 +193,42 @@ def test_activations_are_encoded_to_the_same_bits_as_by_the_reference() -> None:
             assert torch.equal(codes.cpu().view(torch.uint8), expected_codes.cpu().view(torch.uint8))
 
 
-def test_interleaved_bytes_hold_columns_32_apart() -> None:
-    codes = torch.arange(128, dtype=torch.uint8) % 16
-    codes[64:] = codes[64:].flip(0)
-    packed = interleave((codes[0::2] | (codes[1::2] << 4))[None])[0]
-    for block in range(2):
-        assert torch.equal(packed[block * 32 :][:32] & 15, codes[block * 64 :][:32])
-        assert torch.equal(packed[block * 32 :][:32] >> 4, codes[block * 64 + 32 :][:32])
+def test_words_and_scales_of_every_code_and_every_scale_decode_to_the_same_numbers() -> None:
+    scales = torch.arange(127, dtype=torch.uint8)
+    raw = torch.cat([scales, scales | 0x80])[:252].view(1, 1, 252).to(DEVICE)
+    codes = torch.arange(252 * 16, device=DEVICE).view(1, 1, -1).remainder(16).to(torch.uint8)
+    codes[..., 16 * 126 :] = codes[..., 16 * 126 :].flip(-1)
+    group = raw.view(torch.float8_e4m3fn)
+    words, packed = encode_words(pack_nibbles(codes), group)
+    found = torch.stack([decoded(words, packed, place) for place in range(4)], dim=-2).flatten(-3)
+    assert torch.equal(found, unscaled_groups(codes, group))
+
+
+def decoded(words: Tensor, scales: Tensor, place: int) -> Tensor:
+    """What the kernels make of place `place` of every word, in float32: [.., K / 64, 16]."""
+    wide = words.int().unflatten(-1, (-1, 16))
+    last = ((wide << 1) & 0x8000) | ((wide >> 3) & 0x180) | ((wide >> 7) & 0x40)
+    bits = (wide << (3 * place)) & 0x81C0 if place < 3 else last
+    scale = ((((scales >> (8 * place)) & 0xFF) << 4) | 0x7000)[..., None]
+    values: Tensor = (bits << 16).view(torch.float32) * (scale << 16).view(torch.float32) * FOLDED
+    return values
+
+
+def test_a_group_scale_that_is_no_number_is_refused() -> None:
+    scale = torch.full((1, 1, 4), 0x7F, dtype=torch.uint8, device=DEVICE)
+    with pytest.raises(ValueError, match="not a number"):
+        encode_scales(scale)
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 8, 100, 2_000, 10_000, 70_000])
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_every_number_of_pairs_has_tiles_whose_steps_fit_the_format(kind: int, pairs: int) -> None:
+    tiles, elsewhere = (tiles_for(kind, pairs, 288, hopper) for hopper in (True, False))
+    assert not elsewhere.gate_up.tma and not elsewhere.down.tma
+    for tile in (tiles.gate_up, tiles.down):
+        assert 128 % tile.columns == 0 or kind == 0
+        assert tile.step % {0: 16, 1: 128, 2: 64}[kind] == 0
+        assert kind != 1 or tile.step == 128
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 60])

@@ -1,0 +1,77 @@
+"""What a server's weights take in memory, part by part, over all ranks: arithmetic on the model's list of weights.
+
+Weights in float32 or bfloat16 take the width of the model's dtype whatever they are stored in; coded ones keep their
+codes and scales. What every rank holds whole counts once a rank.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from srt.configs.geometry import MTP, VISION
+from srt.configs.plan import ModelFacts, WeightKind
+
+ITEM_BYTES: Final = {"bfloat16": 2, "float16": 2, "float32": 4, "fp8_e4m3": 1}
+PANEL_ROWS: Final = 32
+"""The native CPU kernels keep matrices in panels of so many rows (srt/layers/cpu/csrc/gemm.h)."""
+CODE_BITS: Final = {"fp8": 8, "nvfp4": 4, "nvfp4-a16": 4}
+WIDTH_GRAIN: Final = {"fp8": 128, "nvfp4": 16, "nvfp4-a16": 16}
+"""A rank's part of an expert's width is padded to a multiple of this."""
+
+
+class Spread(NamedTuple):
+    """Over how many ranks weights are split, over how many groups of them experts are; bytes of a plain number; and
+    whether matrices are padded to the CPU's panels."""
+
+    ranks: int
+    expert_groups: int
+    item_bytes: int
+    panels: bool
+
+
+def weight_parts(model: ModelFacts, spread: Spread, modules: int, *, tower: bool) -> dict[str, int]:
+    """Bytes of each part over all ranks: `modules` draft modules, and the image tower if it is loaded."""
+    parts: dict[str, int] = {}
+    for kind in model.weights:
+        if kind.part == VISION and not tower:
+            continue
+        size = kind.count * rank_bytes(kind, spread) * spread.ranks
+        if kind.part == MTP:
+            size = size * modules // max(1, model.mtp_modules)
+        if size:
+            parts[kind.part] = parts.get(kind.part, 0) + size
+    return parts
+
+
+def rank_bytes(kind: WeightKind, spread: Spread) -> int:
+    """Bytes of one weight of a kind on one rank, as large as on the one that has most."""
+    rows, columns, stack = kind.rows, kind.columns, kind.stack
+    shares = spread.ranks
+    if stack > 1:
+        shares, stack = spread.ranks // spread.expert_groups, stack // spread.expert_groups
+    grain = WIDTH_GRAIN.get(kind.format, 1)
+    if kind.split == "rows":
+        one = -(-rows // (kind.halves * shares))
+        rows = kind.halves * (-(-one // grain) * grain)
+    elif kind.split == "columns":
+        columns = -(-columns // shares)
+        columns = -(-columns // grain) * grain
+    if spread.panels and kind.packed:
+        rows = -(-rows // PANEL_ROWS) * PANEL_ROWS
+    return stack * _stored(kind.format, rows, columns, spread.item_bytes)
+
+
+def _stored(form: str, rows: int, columns: int, item_bytes: int) -> int:
+    """Bytes of a matrix in a format, its scales included."""
+    if form == "float32":
+        return 4 * rows * columns
+    if form not in CODE_BITS:
+        return item_bytes * rows * columns
+    size = rows * columns * CODE_BITS[form] // 8
+    return size + (4 * -(-rows // 128) * -(-columns // 128) if form == "fp8" else rows * columns // 16)
+
+
+def position_bytes(model: ModelFacts, context: int, modules: int) -> int:
+    """Bytes of the rotary tables of one rank: in float32, a row for each position of a request and one more."""
+    values = model.activations.rotary_values + (model.activations.draft_rotary_values if modules else 0)
+    return 4 * values * (context + 1)

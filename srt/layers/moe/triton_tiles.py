@@ -1,0 +1,67 @@
+"""How large a tile of the Triton experts is: a small table, by weight format and by how many pairs an expert gets.
+
+Measured on an H200 with 288 experts of width 1280 and a hidden size of 4096 (docs/benchmarks.md, "Experts").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One product's tile: `columns` outputs (of gate and of up each) over steps of `step` along K."""
+
+    columns: int
+    step: int
+    warps: int
+    stages: int
+    tma: bool = False
+    """Weights come through the tensor memory accelerator."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Both products of a layer, and the pairs that a program computes at once."""
+
+    rows: int
+    gate_up: Tile
+    down: Tile
+
+
+_PLAIN: Final = (
+    (0, Tiles(8, Tile(64, 64, 4, 5), Tile(64, 128, 4, 4))),
+    (0.1, Tiles(16, Tile(64, 128, 4, 3), Tile(128, 64, 8, 5))),
+    (9, Tiles(32, Tile(64, 64, 4, 4), Tile(128, 64, 4, 4))),
+    (18, Tiles(64, Tile(64, 64, 4, 4), Tile(128, 64, 8, 4))),
+    (48, Tiles(128, Tile(128, 64, 8, 4, tma=True), Tile(256, 64, 8, 3))),
+)
+_FP8: Final = (
+    (0, Tiles(8, Tile(64, 128, 4, 5), Tile(64, 128, 4, 4))),
+    (0.1, Tiles(16, Tile(64, 128, 4, 5), Tile(128, 128, 4, 4))),
+    (9, Tiles(32, Tile(128, 128, 8, 3, tma=True), Tile(128, 128, 4, 4, tma=True))),
+    (48, Tiles(64, Tile(64, 128, 4, 4), Tile(128, 128, 4, 3, tma=True))),
+    (96, Tiles(128, Tile(64, 128, 4, 3), Tile(128, 128, 8, 3, tma=True))),
+)
+_NVFP4: Final = (
+    (0, Tiles(8, Tile(64, 256, 4, 3), Tile(64, 256, 4, 3))),
+    (3, Tiles(16, Tile(64, 256, 4, 3), Tile(128, 128, 4, 4))),
+    (9, Tiles(32, Tile(64, 256, 4, 3), Tile(128, 128, 4, 3))),
+    (64, Tiles(128, Tile(128, 128, 8, 3), Tile(128, 128, 8, 3))),
+)
+TABLE: Final = {0: _PLAIN, 1: _FP8, 2: _NVFP4}
+"""By `KIND` of the kernels: (pairs an expert from which on, tiles), growing."""
+
+
+def tiles_for(kind: int, pairs: int, experts: int, hopper: bool) -> Tiles:
+    """The tiles for this many pairs spread over this many experts.
+
+    Elsewhere than on Hopper two stages, no more than 48 KiB each, without its way of loading.
+    """
+    share = pairs / experts
+    found = [tiles for least, tiles in TABLE[kind] if least <= share][-1]
+    if hopper:
+        return found
+    gate_up, down = (replace(tile, stages=2, tma=False) for tile in (found.gate_up, found.down))
+    return Tiles(found.rows, gate_up, down)
