@@ -22,6 +22,7 @@ class ErrorCode(StrEnum):
     PROMPT_TOO_LONG = "context_length_exceeded"
     DOES_NOT_FIT = "exceeds_kv_capacity"
     DUPLICATE_REQUEST_ID = "duplicate_request_id"
+    PREVIOUS_NOT_FOUND = "previous_response_not_found"
     UNAUTHORIZED = "invalid_api_key"
     FORBIDDEN = "admin_key_required"
     ORIGIN_REFUSED = "origin_not_allowed"
@@ -45,6 +46,7 @@ STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.PROMPT_TOO_LONG: 400,
     ErrorCode.DOES_NOT_FIT: 400,
     ErrorCode.DUPLICATE_REQUEST_ID: 400,
+    ErrorCode.PREVIOUS_NOT_FOUND: 400,
     ErrorCode.UNAUTHORIZED: 401,
     ErrorCode.FORBIDDEN: 403,
     ErrorCode.ORIGIN_REFUSED: 403,

@@ -61,6 +61,7 @@ class StopSpec(Message, frozen=True):
     max_new_tokens: int
     token_ids: tuple[int, ...] = ()
     texts: tuple[str, ...] = ()
+    regexes: tuple[str, ...] = ()
     keep_text: bool = False
     """Leave the matched stop text in the answer (`no_stop_trim`)."""
 
@@ -164,6 +165,7 @@ class SamplingParams(Message, frozen=True):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    stop_regexes: tuple[str, ...] = ()
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     no_stop_trim: bool = False

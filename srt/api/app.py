@@ -17,10 +17,11 @@ from starlette.routing import Route as StarletteRoute
 from starlette.routing import compile_path
 
 from srt import __version__
+from srt.api.anthropic.endpoint import ANTHROPIC, Messages
 from srt.api.auth import Access, Doorkeeper, Secrets, offered_keys
 from srt.api.chats import ChatCompletions
 from srt.api.control import Administration, Facts, Health, Tokens
-from srt.api.http import OPENAI_ERRORS, REQUEST_ID, ErrorForm, Exchange, Headers, Receive, Scope, Send, error_body
+from srt.api.http import OPENAI, REQUEST_ID, Dialect, Exchange, Headers, Receive, Scope, Send, error_body
 from srt.api.native import Generate
 from srt.api.openai import Completions
 from srt.api.openapi import document
@@ -29,6 +30,7 @@ from srt.api.origins import Origins
 from srt.api.pages import StaticFile
 from srt.api.render import Render
 from srt.api.requestlog import RequestLog
+from srt.api.responses.endpoint import Responses
 from srt.api.schema import MAX_RID_CHARACTERS
 from srt.api.service import Service
 from srt.api.tickets import ClientGone
@@ -53,19 +55,28 @@ class Route(msgspec.Struct, frozen=True):
     methods: tuple[str, ...]
     access: Access
     handler: Handler
-    errors: ErrorForm = OPENAI_ERRORS
+    dialect: Dialect = OPENAI
 
 
 def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
     """All routes but the OpenAPI document's."""
     health, facts, tokens = Health(service), Facts(service), Tokens(service)
     admin, operations = Administration(service, doorkeeper), Operations(service)
+    messages, responses = Messages(service), Responses(service)
     key, get, post = Access.KEY, ("GET",), ("POST",)
     return (
         Route("/generate", ("POST", "PUT"), key, Generate(service)),
         Route("/v1/completions", post, key, Completions(service)),
         Route("/v1/chat/completions", post, key, ChatCompletions(service)),
         Route("/v1/chat/completions/render", post, key, Render(service)),
+        Route("/v1/responses", post, key, responses.create),
+        Route("/v1/responses/input_tokens", post, key, responses.input_tokens),
+        Route("/v1/responses/{response_id}", get, key, responses.retrieve),
+        Route("/v1/responses/{response_id}", ("DELETE",), key, responses.delete),
+        Route("/v1/responses/{response_id}/cancel", post, key, responses.cancel),
+        Route("/v1/responses/{response_id}/input_items", get, key, responses.list_input),
+        Route("/v1/messages", post, key, messages.create, ANTHROPIC),
+        Route("/v1/messages/count_tokens", post, key, messages.count_tokens, ANTHROPIC),
         Route("/", get, Access.OPEN, StaticFile("chat.html")),
         Route("/static/chat.css", get, Access.OPEN, StaticFile("chat.css")),
         Route("/static/chat.js", get, Access.OPEN, StaticFile("chat.js")),
@@ -102,7 +113,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
-        exchange = Exchange(scope, receive, send, self._row.errors, self._keepalive_s)
+        exchange = Exchange(scope, receive, send, self._row.dialect, self._keepalive_s)
         try:
             await self._row.handler(exchange)
         except ServingError as error:
@@ -174,6 +185,7 @@ class Gate:
         """Answer one HTTP request."""
         assert scope["type"] == "http"
         known, row = self._row(scope["path"])
+        dialect = OPENAI if row is None else row.dialect
         status, started, metrics = CLIENT_CLOSED, time.perf_counter(), self._metrics
         shared: Headers = []
 
@@ -181,8 +193,10 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                named = (b"x-request-id", scope.setdefault(REQUEST_ID, uuid.uuid4().hex).encode())
-                message["headers"] = [*message.get("headers", ()), named, *shared]
+                request_id = scope.setdefault(REQUEST_ID, uuid.uuid4().hex).encode()
+                names = dict.fromkeys((b"x-request-id", dialect.id_header))
+                named = [(name, request_id) for name in names]
+                message["headers"] = [*message.get("headers", ()), *named, *shared]
             await send(message)
 
         metrics.http_active += 1
@@ -195,8 +209,7 @@ class Gate:
                 self._doorkeeper.check(Access.KEY if row is None else row.access, offered_keys(scope["headers"]))
                 await self._app(scope, receive, counted_send)
         except ServingError as error:
-            errors = OPENAI_ERRORS if row is None else row.errors
-            await Exchange(scope, receive, counted_send, errors).fail(error)
+            await Exchange(scope, receive, counted_send, dialect).fail(error)
         finally:
             if CLIENT_GONE in scope:
                 status = CLIENT_CLOSED

@@ -57,6 +57,7 @@ class SharedSampling(StrictBody, frozen=True):
     n: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    stop_regex: str | list[str] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
@@ -88,6 +89,7 @@ class GenerateBody(StrictBody, frozen=True):
     cache_salt: str | None = None
     extra_key: str | None = None
     speculative: str | None = None
+    timeout_ms: int | None = None
 
 
 class StreamOptions(StrictBody, frozen=True):
@@ -113,6 +115,7 @@ class OpenAIBody(SharedSampling, frozen=True):
     cache_salt: str | None = None
     extra_key: str | None = None
     speculative: str | None = None
+    timeout_ms: int | None = None
 
 
 class CompletionBody(OpenAIBody, frozen=True, kw_only=True):

@@ -58,14 +58,15 @@ def error_event(error: ServingError) -> bytes:
     return b"data: " + orjson.dumps({"error": shown}) + b"\n\n" + DONE
 
 
-class ErrorForm(NamedTuple):
-    """How an API tells of an error: as a response, and as the end of a stream that has begun."""
+class Dialect(NamedTuple):
+    """How an API tells of an error, as a response and as the end of a stream that has begun, and of a request's id."""
 
     body: Callable[[ServingError], bytes]
     event: Callable[[ServingError], bytes]
+    id_header: bytes = b"x-request-id"
 
 
-OPENAI_ERRORS: Final = ErrorForm(error_body, error_event)
+OPENAI: Final = Dialect(error_body, error_event)
 
 
 class Writer(Protocol):
@@ -83,20 +84,20 @@ class Writer(Protocol):
 class Exchange:
     """One HTTP request and the response to it."""
 
-    __slots__ = ("_keepalive_s", "_send", "errors", "headers", "receive", "scope", "started")
+    __slots__ = ("_keepalive_s", "_send", "dialect", "headers", "receive", "scope", "started")
 
     def __init__(
         self,
         scope: Scope,
         receive: Receive,
         send: Send,
-        errors: ErrorForm = OPENAI_ERRORS,
+        dialect: Dialect = OPENAI,
         keepalive_s: float = 0.0,
     ) -> None:
         self.scope = scope
         self.receive = receive
         self._send = send
-        self.errors = errors
+        self.dialect = dialect
         self._keepalive_s = keepalive_s
         """A stream that is silent for so long gets a comment; 0: never."""
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -163,7 +164,7 @@ class Exchange:
     async def fail(self, error: ServingError) -> None:
         """Send an error: as a response, or as the last event of a stream that has begun."""
         if self.started:
-            await self._send({"type": "http.response.body", "body": self.errors.event(error)})
+            await self._send({"type": "http.response.body", "body": self.dialect.event(error)})
             return
         headers = [JSON]
         if error.code in RETRY_LATER:
@@ -171,11 +172,11 @@ class Exchange:
         if error.code is ErrorCode.BODY_TOO_LARGE:
             await self._fail_and_linger(error, headers)
             return
-        await self.respond(self.errors.body(error), error.status, headers)
+        await self.respond(self.dialect.body(error), error.status, headers)
 
     async def _fail_and_linger(self, error: ServingError, headers: Headers) -> None:
         """Answer while the client still sends; closing at once would reset the connection under the answer."""
-        body = self.errors.body(error)
+        body = self.dialect.body(error)
         length = (b"content-length", b"%d" % len(body))
         start = {"type": "http.response.start", "status": error.status}
         await self._send(start | {"headers": [*headers, length, (b"connection", b"close")]})

@@ -1,4 +1,4 @@
-"""`POST /generate`: the native API, in SGLang's shape. Streamed texts and ids are cumulative."""
+"""`POST /generate`: the native API, in SGLang's shape. Events repeat all so far unless the server is told not to."""
 
 from __future__ import annotations
 
@@ -42,12 +42,14 @@ class LogprobLists:
             for side in ("input", "output")
         }
 
-    def write(self, stream: Stream) -> bytes:
-        """All so far, with what came since the last time."""
+    def write(self, stream: Stream, *, incremental: bool) -> bytes:
+        """All so far with what came since the last time, or that alone."""
         pending = stream.take_logprobs()
         for side, parts in (("input", pending.prompt), ("output", pending.output)):
             for name, entries in native_lists(parts, self._wanted.ids, texts=self._wanted.texts).items():
                 so_far = self._lists[f"{side}_{name}"]
+                if incremental:
+                    so_far.clear()
                 so_far += (b"," if so_far and entries else b"") + orjson.dumps(entries)[1:-1]
         self._length += sum(map(len, pending.output))
         members = [b'"%b":[%b]' % (name.encode(), bytes(entries)) for name, entries in self._lists.items()]
@@ -55,14 +57,15 @@ class LogprobLists:
 
 
 class Item:
-    """One prompt's answer, written again and again while it grows, each time whole.
+    """One answer, written again and again while it grows, each time whole or, `incremental`, only what is new.
 
     Text and ids are kept as JSON, so that a new token costs its own bytes and one copy.
     """
 
-    __slots__ = ("_head", "_ids", "_logprobs", "_tail", "_text")
+    __slots__ = ("_head", "_ids", "_incremental", "_logprobs", "_tail", "_text")
 
-    def __init__(self, ticket: Ticket, stream: Stream) -> None:
+    def __init__(self, ticket: Ticket, stream: Stream, *, incremental: bool = False) -> None:
+        self._incremental = incremental
         self._text = bytearray()
         self._ids = bytearray()
         self._head = b'"meta_info":{"id":%s,"finish_reason":' % orjson.dumps(stream.name)
@@ -87,14 +90,17 @@ class Item:
         return b"," + orjson.dumps(extras)[1:] if extras else b"}"
 
     def write(self, stream: Stream) -> bytes:
-        """The answer so far."""
+        """The answer so far, or what of it has not been written."""
         text, ids = stream.take()
+        if self._incremental:
+            self._text.clear()
+            self._ids.clear()
         self._text += orjson.dumps(text)[1:-1]
         if ids:
             self._ids += (b"," if self._ids else b"") + orjson.dumps(ids)[1:-1]
         meta_info = self._meta_info(stream)
         if self._logprobs is not None:
-            meta_info = meta_info[:-1] + self._logprobs.write(stream) + b"}"
+            meta_info = meta_info[:-1] + self._logprobs.write(stream, incremental=self._incremental) + b"}"
         return b"".join(
             (b'{"text":"', self._text, b'","output_ids":[', self._ids, b"],", self._head, meta_info, self._tail)
         )
@@ -159,11 +165,11 @@ def _times(stream: Stream) -> bytes:
 class EventWriter:
     """Items as server-sent events."""
 
-    def __init__(self, ticket: Ticket) -> None:
-        self._items = [Item(ticket, stream) for stream in ticket.streams]
+    def __init__(self, ticket: Ticket, *, incremental: bool) -> None:
+        self._items = [Item(ticket, stream, incremental=incremental) for stream in ticket.streams]
 
     def news(self, stream: Stream) -> bytes:
-        """One event with the whole item."""
+        """One event with the item."""
         return b"data: " + self._items[stream.index].write(stream) + b"\n\n"
 
     def end(self) -> bytes:
@@ -177,6 +183,7 @@ class Generate:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._parser = Parser(Body.GENERATE, GenerateBody)
+        self._incremental = service.plan.server.incremental_streaming_output
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer one call."""
@@ -184,7 +191,7 @@ class Generate:
         request = await service.with_ids(await self._parsed(exchange))
         with service.serve(exchange, request) as ticket:
             if request.stream:
-                await exchange.stream(ticket, EventWriter(ticket))
+                await exchange.stream(ticket, EventWriter(ticket, incremental=self._incremental))
                 return
             await ticket.whole()
             items = [Item(ticket, stream).write(stream) for stream in ticket.streams]

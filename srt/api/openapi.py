@@ -8,8 +8,10 @@ from typing import Any, Final
 
 import msgspec
 
+from srt.api.anthropic.bodies import MessagesBody, PromptBody
 from srt.api.bodies import AbortBody, ChatBody, CompletionBody, DetokenizeBody, GenerateBody, ProfileBody, TokenizeBody
 from srt.api.fields import FIELDS_OF, Body
+from srt.api.responses.bodies import InputTokensBody, ResponsesBody
 
 BODIES: Final[dict[str, tuple[Body, type[msgspec.Struct]]]] = {
     "/generate": (Body.GENERATE, GenerateBody),
@@ -21,6 +23,10 @@ BODIES: Final[dict[str, tuple[Body, type[msgspec.Struct]]]] = {
     "/v1/detokenize": (Body.DETOKENIZE, DetokenizeBody),
     "/abort_request": (Body.ABORT, AbortBody),
     "/v1/chat/completions/render": (Body.CHAT, ChatBody),
+    "/v1/responses": (Body.RESPONSES, ResponsesBody),
+    "/v1/responses/input_tokens": (Body.INPUT_TOKENS, InputTokensBody),
+    "/v1/messages": (Body.MESSAGES, MessagesBody),
+    "/v1/messages/count_tokens": (Body.COUNT_TOKENS, PromptBody),
     "/start_profile": (Body.PROFILE, ProfileBody),
 }
 

@@ -12,6 +12,9 @@ MAX_BIASES: Final = 1024
 MAX_TOP_LOGPROBS: Final = 20
 MAX_NATIVE_TOP_LOGPROBS: Final = 128
 MAX_LOGPROB_IDS: Final = 128
+MAX_REGEXES: Final = 32
+MAX_REGEX_BYTES: Final = 256
+MAX_TIMEOUT_MS: Final = 24 * 3600 * 1000
 
 V = TypeVar("V")
 
@@ -49,6 +52,32 @@ def logit_bias(given: dict[str, float] | None, vocab_size: int) -> tuple[tuple[i
             raise invalid(f"'logit_bias' of token {key} is {bias}, it must be between -100 and 100", "logit_bias")
         biases[int(key)] = bias
     return tuple(sorted(biases.items()))
+
+
+def stop_regexes(given: str | list[str] | None) -> tuple[str, ...]:
+    """Expressions that end an answer. Whether they are any is for the tokenizer to say."""
+    match given:
+        case None | "":
+            return ()
+        case str():
+            patterns = [given]
+        case list():
+            patterns = given
+    if len(patterns) > MAX_REGEXES:
+        raise invalid(f"'stop_regex' has {len(patterns)} expressions, the limit is {MAX_REGEXES}", "stop_regex")
+    for index, pattern in enumerate(patterns):
+        size = len(pattern.encode())
+        if not 0 < size <= MAX_REGEX_BYTES:
+            limit = f"it must have 1 to {MAX_REGEX_BYTES}"
+            raise invalid(f"'stop_regex[{index}]' has {size} bytes, {limit}", "stop_regex")
+    return tuple(dict.fromkeys(patterns))
+
+
+def timeout_ms(given: int | None) -> int | None:
+    """How long a call may take."""
+    if given is not None and not 1 <= given <= MAX_TIMEOUT_MS:
+        raise invalid(f"'timeout_ms' is {given}, it must be between 1 and {MAX_TIMEOUT_MS}", "timeout_ms")
+    return given
 
 
 def chat_logprobs(body: ChatBody) -> LogprobParams | None:

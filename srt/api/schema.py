@@ -23,7 +23,16 @@ from srt.api.bodies import (
     shown,
 )
 from srt.api.chat import chat_prompt
-from srt.api.sampling import chat_logprobs, check_penalties, completion_logprobs, copies, logit_bias, native_logprobs
+from srt.api.sampling import (
+    chat_logprobs,
+    check_penalties,
+    completion_logprobs,
+    copies,
+    logit_bias,
+    native_logprobs,
+    stop_regexes,
+    timeout_ms,
+)
 from srt.api.tools import Choice, call_constraint, reading_of
 from srt.errors import ErrorCode, ServingError
 from srt.formats.answer import Reading
@@ -68,6 +77,8 @@ class Request(msgspec.Struct, frozen=True):
     """There is, or may be, more than one answer."""
     namespace: str = ""
     speculative: bool = True
+    timeout_ms: int | None = None
+    """The call ends when so much time has passed since it came."""
     notices: tuple[Notice, ...] = ()
     limit_field: str = "max_new_tokens"
     """How the client calls the limit of new tokens."""
@@ -129,6 +140,7 @@ class Schema:
             batch=batch or n > 1,
             namespace=_namespace(body.cache_salt, body.extra_key),
             speculative=_speculative(body.speculative),
+            timeout_ms=timeout_ms(body.timeout_ms),
             notices=notices,
             return_ids=body.return_prompt_token_ids or False,
             images=_native_images(body.image_data, len(prompts), batch=batch),
@@ -285,6 +297,7 @@ class Schema:
             min_p=body.min_p,
             seed=seed[0],
             stop=_stops(body.stop),
+            stop_regexes=stop_regexes(body.stop_regex),
             stop_token_ids=self._stop_ids(body.stop_token_ids or []),
             ignore_eos=body.ignore_eos or False,
             skip_special_tokens=body.skip_special_tokens is not False,
@@ -334,6 +347,7 @@ class Schema:
             batch=answers > 1,
             namespace=_namespace(body.cache_salt, body.extra_key),
             speculative=_speculative(body.speculative),
+            timeout_ms=timeout_ms(body.timeout_ms),
             notices=notices,
             limit_field=limit_field,
             include_usage=bool(options and options.include_usage),

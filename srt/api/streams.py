@@ -84,6 +84,9 @@ class Streams:
             self._register(ticket, ticket.name, ticket.streams)
         if prefix:
             self._register(ticket, prefix + ticket.name, ticket.streams)
+        if request.timeout_ms is not None:
+            loop = asyncio.get_running_loop()
+            ticket.timeout = loop.call_later(request.timeout_ms / 1000, self._expire, ticket)
         self._tickets.add(ticket)
         self._metrics.requests += len(ticket.streams)
         return ticket
@@ -95,6 +98,8 @@ class Streams:
     def close(self, ticket: Ticket) -> None:
         """The handler is done: forget the call and cancel what still runs for it."""
         ticket.unwatch()
+        if ticket.timeout is not None:
+            ticket.timeout.cancel()
         self._tickets.discard(ticket)
         for name in ticket.names:
             del self._by_name[name]
@@ -138,6 +143,14 @@ class Streams:
         request = stream.ticket.request
         param = request.limit_field if failed.param == "max_new_tokens" else failed.param
         stream.ticket.fail(ServingError(failed.code, failed.text, param))
+
+    def _expire(self, ticket: Ticket) -> None:
+        """A call has had its time: its requests close with what they have."""
+        ticket.timed_out = True
+        ticket.abort_text = f"the call took longer than its timeout_ms of {ticket.request.timeout_ms}"
+        for stream in ticket.streams:
+            if stream.wire_id in self._by_wire_id:
+                self._tokenizer.send(Cancel(stream.wire_id))
 
     def abort(self, name: str, text: str | None) -> None:
         """End the requests of exactly this name; they close with what they have. Unknown names are fine."""

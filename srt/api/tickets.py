@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from srt.api.schema import Request
-from srt.errors import ServingError
+from srt.errors import ErrorCode, ServingError
 from srt.messages import Delta, Finish, Logprobs, SpeculationCounts, Timing
 
 
@@ -148,6 +148,9 @@ class Ticket:
         """What the one who aborted wants said about it."""
         self.task: asyncio.Task[Any] | None = None
         self.sending_since: float | None = None
+        self.timeout: asyncio.TimerHandle | None = None
+        self.timed_out = False
+        """`timeout_ms` has passed; what is there goes to the client."""
         self._news: list[Stream] = []
         self._error: ServingError | ClientGone | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -161,6 +164,10 @@ class Ticket:
         if not self._news and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        if self.timed_out and not self.open_streams and not any(stream.completion_tokens for stream in self.streams):
+            self.fail(
+                ServingError(ErrorCode.TIMEOUT, f"no token came within {self.request.timeout_ms} ms", "timeout_ms")
+            )
         if self._error is not None:
             raise self._error
         news, self._news = self._news, []

@@ -61,7 +61,6 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _refused("give the size of the KV pool in tokens: --max-total-tokens", "--kv-cache-memory-bytes"),
     _refused("a step's prompt tokens are bounded by --chunked-prefill-size", "--max-prefill-tokens"),
     _refused("how much of their limits requests will use is learned as they end", "--schedule-conservativeness"),
-    _refused("texts and ids in streams of /generate are cumulative", "--incremental-streaming-output"),
     _refused("metrics have the prefix sglang:", "--metrics-prefix", accepts=("sglang",)),
     _refused("cached prefixes are evicted least recently used first", "--radix-eviction-policy", accepts=("lru",)),
     _refused(

@@ -168,6 +168,15 @@ class ServerConfig(msgspec.Struct, frozen=True):
     max_body_bytes: Annotated[
         int, Option(LIMITS, "Largest request body; a larger one is answered with 413.", unit="bytes", minimum=1024)
     ] = 64 << 20
+    response_store_bytes: Annotated[
+        int,
+        Option(
+            LIMITS,
+            "Responses of /v1/responses that are kept in memory, the oldest go first; 0 keeps none.",
+            unit="bytes",
+            minimum=0,
+        ),
+    ] = 64 << 20
     drain_timeout: Annotated[
         float,
         Option(LIMITS, "How long running requests may go on after SIGTERM.", unit="seconds", minimum=0),
@@ -366,6 +375,15 @@ class ServerConfig(msgspec.Struct, frozen=True):
             unset="the model path",
         ),
     ] = None
+
+    incremental_streaming_output: Annotated[
+        bool,
+        Option(
+            NETWORK,
+            "Events of a streamed /generate carry what is new, not all so far.",
+            aliases=("--stream-output",),
+        ),
+    ] = False
 
     log_level: Annotated[
         str, Option(LOGGING, "Least important lines to print.", choices=("debug", "info", "warning", "error"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from srt.messages import Delta, Emission, Finish, StopSpec
-from srt.tokenizer.detokenize import Detokenizer, StopMatcher
+from srt.tokenizer.detokenize import Detokenizer
 from srt.tokenizer.logprobs import Scores
+from srt.tokenizer.stops import Stops, stops_of
 from srt.tokenizer.thinking import ReasoningCount
 from srt.tokenizer.vocabulary import Vocabulary
 
@@ -12,12 +13,12 @@ from srt.tokenizer.vocabulary import Vocabulary
 class Answer:
     """Turns the emissions of a request into deltas; the one with `finish` is the last.
 
-    Without streaming there is one delta, the closing one; without stop strings too, the text is then decoded once.
+    Without streaming there is one delta, the closing one; without stop texts too, the text is then decoded once.
     """
 
     __slots__ = (
-        "_cached_tokens", "_detokenizer", "_image_tokens", "_images", "_keeps_stop", "_matcher", "_pending_ids",
-        "_pending_text", "_prompt_tokens", "_reasoning", "_rid", "_scores", "_stream", "_thinking", "closed",
+        "_cached_tokens", "_detokenizer", "_image_tokens", "_images", "_keeps_stop", "_pending_ids", "_pending_text",
+        "_prompt_tokens", "_reasoning", "_rid", "_scores", "_stops", "_stream", "_thinking", "closed",
     )  # fmt: skip
 
     def __init__(
@@ -34,6 +35,7 @@ class Answer:
         scores: Scores | None = None,
         reasoning: ReasoningCount | None = None,
     ) -> None:
+        """Raises: ServingError if `stop` has an expression that is none."""
         self._rid = rid
         self._stream = stream
         self._prompt_tokens = prompt_tokens
@@ -43,7 +45,7 @@ class Answer:
         self._reasoning = reasoning
         self._thinking = reasoning is not None and reasoning.is_open
         self._detokenizer = Detokenizer(vocabulary, skip_special_tokens=skip_special_tokens)
-        self._matcher = StopMatcher(stop.texts, keep=stop.keep_text) if stop.texts else None
+        self._stops = stops_of(stop)
         self._pending_ids: list[int] = []
         self._pending_text: list[str] = []
         self._cached_tokens = 0
@@ -55,15 +57,15 @@ class Answer:
         assert not self.closed
         self._cached_tokens = emission.cached_tokens or self._cached_tokens
         finish, before = emission.finish, len(self._pending_ids)
-        if self._matcher is None and not self._stream:
+        if self._stops is None and not self._stream:
             self._pending_ids += emission.token_ids
             if finish is not None:
                 self._pending_text.append(self._decode(self._pending_ids, finish))
-        elif self._matcher is None:
+        elif self._stops is None:
             self._pending_ids += emission.token_ids
             self._pending_text.append(self._decode(emission.token_ids, finish))
         else:
-            finish = self._match(self._matcher, emission)
+            finish = self._match(self._stops, emission)
         self.closed = finish is not None
         if self._reasoning is not None:
             self._reasoning.add(self._pending_ids[before:])
@@ -106,22 +108,22 @@ class Answer:
         text = self._detokenizer.feed(self._shown(token_ids, finish))
         return text if finish is None else text + self._detokenizer.finish()
 
-    def _match(self, matcher: StopMatcher, emission: Emission) -> Finish | None:
-        """Feed an emission token by token; returns how the answer ends, by its stop string or by the emission."""
+    def _match(self, stops: Stops, emission: Emission) -> Finish | None:
+        """Feed an emission token by token; returns how the answer ends, by a stop text or by the emission."""
         token_ids, finish = emission.token_ids, emission.finish
         for count, token_id in enumerate(self._shown(token_ids, finish), start=1):
-            self._show(matcher, self._detokenizer.feed((token_id,)))
-            if matcher.matched is not None:
+            self._show(stops, self._detokenizer.feed((token_id,)))
+            if stops.matched is not None:
                 self._pending_ids += token_ids[:count]
-                return Finish("stop", matcher.matched)
+                return Finish("stop", stops.matched)
         self._pending_ids += token_ids
         if finish is not None:
-            self._show(matcher, self._detokenizer.finish())
-            if matcher.matched is not None:
-                return Finish("stop", matcher.matched)
-            self._pending_text.append(matcher.flush())
+            self._show(stops, self._detokenizer.finish())
+            if stops.matched is not None:
+                return Finish("stop", stops.matched)
+            self._pending_text.append(stops.flush())
         return finish
 
-    def _show(self, matcher: StopMatcher, text: str) -> None:
+    def _show(self, stops: Stops, text: str) -> None:
         if text:
-            self._pending_text.append(matcher.feed(text))
+            self._pending_text.append(stops.feed(text))

@@ -186,23 +186,26 @@ class TokenizerProcess:
             packed, spans = self.images.place(self.packed_ids(request.prompt), pictures)
             prompt_tokens = len(packed) // _BYTES_PER_ID
             sampling, stop = self.resolver.resolve(request.sampling, prompt_tokens)
+            wanted = request.sampling.logprobs
+            answer = Answer(
+                request.rid,
+                self.vocabulary,
+                stop,
+                stream=request.stream,
+                skip_special_tokens=request.sampling.skip_special_tokens,
+                prompt_tokens=prompt_tokens,
+                images=len(spans),
+                image_tokens=sum(span.tokens for span in spans),
+                scores=None if wanted is None else Scores(wanted, packed, self.vocabulary),
+                reasoning=self.thinking.count(
+                    is_open=self.thinking.is_open(packed), with_tools=has_tools(request.prompt)
+                ),
+            )
         except ServingError as error:
             self.images.release(request.rid)
             self.refuse(request, error)
             return
-        wanted = request.sampling.logprobs
-        self.answers[request.rid] = Answer(
-            request.rid,
-            self.vocabulary,
-            stop,
-            stream=request.stream,
-            skip_special_tokens=request.sampling.skip_special_tokens,
-            prompt_tokens=prompt_tokens,
-            images=len(spans),
-            image_tokens=sum(span.tokens for span in spans),
-            scores=None if wanted is None else Scores(wanted, packed, self.vocabulary),
-            reasoning=self.thinking.count(is_open=self.thinking.is_open(packed), with_tools=has_tools(request.prompt)),
-        )
+        self.answers[request.rid] = answer
         self.scheduler.send(
             Admit(
                 request.rid,

@@ -61,21 +61,32 @@ class Prompter:
         """What stands for an image where a template takes no parts."""
         self._end_thinking = end_thinking
         """Ends the reasoning that a rendered prompt opens."""
+        self._last: tuple[TextPrompt | ChatPrompt, bytes] | None = None
+        """The last prompt and its ids: several answers to one prompt come as as many requests, one after the other."""
 
     def packed_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> bytes:
         """Ids of a prompt, packed. Raises: ServingError if it has none, or surely too many."""
         match prompt:
             case TokenPrompt():
                 packed = prompt.token_ids
-            case TextPrompt():
-                packed = pack_ids(self._encode(prompt.text, add_special_tokens=prompt.add_special_tokens))
-            case ChatPrompt():
-                packed = pack_ids(self._encode(self._render(prompt), add_special_tokens=False))
+            case TextPrompt() | ChatPrompt():
+                if self._last is None or self._last[0] != prompt:
+                    self._last = prompt, pack_ids(self._ids(prompt))
+                packed = self._last[1]
             case _:
                 assert_never(prompt)
         if not packed:
             raise ServingError(ErrorCode.INVALID_REQUEST, "the prompt has 0 tokens, it needs at least 1", "prompt")
         return packed
+
+    def _ids(self, prompt: TextPrompt | ChatPrompt) -> list[int]:
+        match prompt:
+            case TextPrompt():
+                return self._encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
+            case ChatPrompt():
+                return self._encode(self._render(prompt), add_special_tokens=False)
+            case _:
+                assert_never(prompt)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         limit = self._context_length

@@ -58,6 +58,7 @@ class SamplingResolver:
             max_new_tokens=self._max_new_tokens(params, prompt_tokens),
             token_ids=tuple(dict.fromkeys(ends)),
             texts=params.stop,
+            regexes=params.stop_regexes,
             keep_text=params.no_stop_trim,
         )
         defaults = self._defaults

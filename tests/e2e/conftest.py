@@ -31,3 +31,10 @@ def server(nano: Path) -> Iterator[Server]:
     """A server on the nano checkpoint in fp32 with default settings otherwise."""
     with Server("--model-path", str(nano), "--dtype", "float32") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def builtin() -> Iterator[Server]:
+    """A server on the built-in model, shared by all tests that only ask it."""
+    with Server() as running:
+        yield running

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
@@ -23,6 +24,8 @@ from srt.messages import (
     Finish,
     FlushCache,
     GroupUsage,
+    Logprobs,
+    LogprobSpec,
     Profiled,
     SchedulerStats,
     StartProfile,
@@ -57,6 +60,17 @@ class Row(msgspec.Struct):
     tokens: list[int]
     started_ns: int
     sent: int = 0
+
+
+def numbers(tokens: list[int], wanted: LogprobSpec) -> Logprobs:
+    """Made up: a token has -id / 64, the k-th most likely one is k higher and has -k / 8, a listed one -id / 32."""
+    return Logprobs(
+        array("i", tokens).tobytes(),
+        array("f", [-token / 64 for token in tokens]).tobytes(),
+        array("i", [token + place for token in tokens for place in range(wanted.top)]).tobytes(),
+        array("f", [-place / 8 for _ in tokens for place in range(wanted.top)]).tobytes(),
+        array("f", [-token / 32 for _ in tokens for token in wanted.ids]).tobytes(),
+    )
 
 
 class FakeScheduler:
@@ -157,7 +171,17 @@ class FakeScheduler:
         if finish is not None:
             total_s = (time.monotonic_ns() - row.admit.received_ns) / 1e9
             timing = Timing(queue_s=total_s / 4, first_token_s=total_s / 2, total_s=total_s)
-        return Emission(row.admit.rid, tuple(tokens), finish, (prompt_tokens - 1) // 16 * 16, 0, timing)
+        output, prompt = None, None
+        wanted = row.admit.sampling.logprobs
+        if wanted is not None:
+            output = numbers(tokens, wanted) if tokens else None
+            if wanted.prompt_from is not None and row.sent == len(tokens):
+                ids = memoryview(row.admit.token_ids).cast("i").tolist()
+                prompt = numbers(ids[wanted.prompt_from :], wanted)
+        cached = (prompt_tokens - 1) // 16 * 16
+        return Emission(
+            row.admit.rid, tuple(tokens), finish, cached, 0, timing, logprobs=output, prompt_logprobs=prompt
+        )
 
     def report(self, **changes: Any) -> None:
         """Send gauges upwards."""

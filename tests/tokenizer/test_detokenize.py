@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from srt.messages import Emission, Finish, StopSpec
 from srt.tokenizer.answer import Answer
 from srt.tokenizer.detokenize import Detokenizer, StopMatcher
+from srt.tokenizer.stops import WINDOW_CHARACTERS, StopRegexes
 from srt.tokenizer.vocabulary import Vocabulary
 from tests.support.tokens import VOCAB_SIZE
 
@@ -132,3 +134,41 @@ def test_the_stop_id_is_kept_in_the_ids_and_left_out_of_the_text(vocabulary: Voc
             answer = Answer("r", vocabulary, spec, stream=stream, skip_special_tokens=True, prompt_tokens=1)
             texts, seen, finish = run(answer, [word, word], set(), Finish("stop", word))
             assert ("".join(texts), seen, finish.matched) == (text, [word, word], word)
+
+
+@given(
+    ids=IDS,
+    cuts=CUTS,
+    stream=st.booleans(),
+    stops=st.lists(st.text(min_size=1, max_size=3), max_size=2),
+    pattern=st.sampled_from(["[a-e]{2}", "o.*o", r"\d+$", "^[^a]*b", "x|y|z"]),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_stop_expression_ends_an_answer_alike_streamed_and_whole_and_for_any_cut(
+    ids: list[int], cuts: set[int], stream: bool, stops: list[str], pattern: str, vocabulary: Vocabulary
+) -> None:
+    def answer(cuts: set[int], *, stream: bool) -> tuple[str, list[int], Finish]:
+        spec = StopSpec(100, texts=tuple(stops), regexes=(pattern,))
+        made = Answer("r", vocabulary, spec, stream=stream, skip_special_tokens=True, prompt_tokens=3)
+        texts, seen, finish = run(made, ids, cuts, Finish("length"))
+        return "".join(texts), seen, finish
+
+    text, seen, finish = answer(cuts, stream=stream)
+    assert (text, seen, finish) == answer(set(), stream=False)
+    if finish == Finish("stop", pattern):
+        assert re.search(pattern, text)
+        assert text == Detokenizer(vocabulary, skip_special_tokens=True).feed(seen)
+    for count in range(len(seen) - (finish.kind == "stop")):
+        assert not re.search(pattern, Detokenizer(vocabulary, skip_special_tokens=True).feed(seen[:count]) or "\n")
+
+
+def test_an_expression_looks_back_a_window_far_and_sees_the_beginning_only_once() -> None:
+    found = StopRegexes(["^b+c", "ca+c"])
+    assert found.feed("x" * 5000) is None
+    assert found.feed("b" * WINDOW_CHARACTERS + "b") is None
+    assert found.feed("c") is None, "the text does not begin with b"
+    assert found.feed("a" * 4000) is None
+    assert found.feed("c") == "ca+c"
+    late = StopRegexes(["xc"])
+    assert late.feed("x" * 9000) is None
+    assert late.feed("c") == "xc"

@@ -163,7 +163,7 @@ def gate_up(kind: int, hidden: Tensor, experts: PackedExperts, plan: Schedule, t
     """What enters the down products, in the order of the schedule: [T, H] -> [T * K, I]."""
     shape, packed = experts.shape, experts.tensors
     pairs = hidden.shape[0] * top_k
-    # Pairs of experts elsewhere have no row in the order; what is there is encoded with the rest, so it must be numbers.
+    # Pairs of experts elsewhere have no row in the order; what is there is encoded with the rest: it must be numbers.
     allocate = torch.zeros if shape.elsewhere else torch.empty
     inner = allocate(pairs, shape.width, dtype=hidden.dtype, device=hidden.device)
     x, x_scale = _operand(kind, hidden)
