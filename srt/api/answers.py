@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from typing import Final
 
 from srt.api.tickets import Stream
 from srt.formats.answer import ChatAnswer
 from srt.formats.events import Event
 from srt.messages import Finish
 
-CALL_ID_CHARACTERS = 24
+CALL_ID_CHARACTERS: Final = 24
 
 
 def ended_itself(finish: Finish) -> bool:
@@ -21,32 +22,30 @@ def ended_itself(finish: Finish) -> bool:
             return finish.kind == "stop"
 
 
-class GrowingAnswer:
-    """The answer on one stream. `call_prefix` begins the ids of its calls."""
+def open_answer(stream: Stream, call_prefix: str) -> ChatAnswer:
+    """What takes the answer on a stream apart; ids of calls begin with `call_prefix`."""
 
-    def __init__(self, stream: Stream, call_prefix: str = "call_") -> None:
+    def new_id() -> str:
+        return call_prefix + uuid.uuid4().hex[:CALL_ID_CHARACTERS]
+
+    return ChatAnswer(stream.ticket.request.reading, thinking=lambda: stream.thinking, new_id=new_id)
+
+
+class GrowingAnswer:
+    """The answer on one stream, with what belongs to its tokens."""
+
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._call_prefix = call_prefix
-        self._answer: ChatAnswer | None = None
+        self.chat = open_answer(stream, "call_")
+        """The answer so far."""
 
     def take(self) -> tuple[list[Event], list[int]]:
         """Events and token ids since the last time; with the finish of the stream come the last of them."""
         text, ids = self._stream.take()
-        events = self.chat.feed(text) if text else []
+        events = self.chat.feed(text)
         if self._stream.finish is not None:
             events += self.chat.finish(complete=ended_itself(self._stream.finish))
         return events, ids
-
-    @property
-    def chat(self) -> ChatAnswer:
-        """The answer so far. It can be read once something of it has come."""
-        if self._answer is None:
-            reading = self._stream.ticket.request.reading
-            self._answer = ChatAnswer(reading, thinking=self._stream.thinking, new_id=self._new_id)
-        return self._answer
-
-    def _new_id(self) -> str:
-        return self._call_prefix + uuid.uuid4().hex[:CALL_ID_CHARACTERS]
 
     @property
     def finish_reason(self) -> str:

@@ -28,6 +28,7 @@ from srt.api.openapi import document
 from srt.api.operations import Operations
 from srt.api.origins import Origins
 from srt.api.pages import StaticFile
+from srt.api.parsing import Parsing
 from srt.api.render import Render
 from srt.api.requestlog import RequestLog
 from srt.api.responses.endpoint import Responses
@@ -63,6 +64,7 @@ def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
     health, facts, tokens = Health(service), Facts(service), Tokens(service)
     admin, operations = Administration(service, doorkeeper), Operations(service)
     messages, responses = Messages(service), Responses(service)
+    parsing = Parsing(service)
     key, get, post = Access.KEY, ("GET",), ("POST",)
     return (
         Route("/generate", ("POST", "PUT"), key, Generate(service)),
@@ -94,6 +96,8 @@ def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
         Route("/v1/tokenize", post, key, tokens.tokenize),
         Route("/detokenize", post, key, tokens.detokenize),
         Route("/v1/detokenize", post, key, tokens.detokenize),
+        Route("/parse_function_call", post, key, parsing.parse_function_call),
+        Route("/separate_reasoning", post, key, parsing.separate_reasoning),
         Route("/abort_request", post, key, admin.abort_request),
         Route("/version", get, key, operations.version),
         Route("/v1/loads", get, key, operations.loads),

@@ -168,6 +168,21 @@ class DetokenizeBody(StrictBody, frozen=True, kw_only=True):
     skip_special_tokens: bool | None = None
 
 
+class FunctionCallBody(StrictBody, frozen=True, kw_only=True):
+    """Body of /parse_function_call."""
+
+    text: str
+    tools: msgspec.Raw = msgspec.field(default_factory=_no_value)
+    tool_call_parser: str | None = None
+
+
+class SeparateReasoningBody(StrictBody, frozen=True, kw_only=True):
+    """Body of /separate_reasoning."""
+
+    text: str
+    reasoning_parser: str | None = None
+
+
 class AbortBody(StrictBody, frozen=True):
     """Body of /abort_request."""
 

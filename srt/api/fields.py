@@ -24,6 +24,8 @@ class Body(Enum):
     TOKENIZE = "t"
     DETOKENIZE = "d"
     ABORT = "a"
+    FUNCTION_CALL = "x"
+    SEPARATE_REASONING = "y"
     PROFILE = "f"
     MESSAGES = "m"
     COUNT_TOKENS = "k"
@@ -71,12 +73,15 @@ def _noted(name: str, bodies: str, note: str, *neutral: Any) -> Field:
 
 FIELDS: Final[tuple[Field, ...]] = (
     # --- the prompt
+    _honoured("text", "xy", "what a model has written"),
     _honoured("text", "g", "prompt as text, or a list of them for a batch; exactly one of text and input_ids"),
     _honoured("input_ids", "g", "prompt as token ids, or a list of such lists for a batch"),
     _honoured("image_data", "g", "image, or list of them; for a batch, a list with an image or a list for each prompt"),
     _honoured("prompt", "pt", "text, list of texts, token ids, or list of token ids; /tokenize takes texts"),
     _honoured("messages", "ct", "roles system, developer, user, assistant, tool; content a text, or text and images"),
-    _honoured("tools", "ct", "functions in JSON Schema, shown to the model by the chat template"),
+    _honoured("tools", "ctx", "functions in JSON Schema, shown to the model by the chat template"),
+    _honoured("tool_call_parser", "x", "format of the calls; default: the server's"),
+    _honoured("reasoning_parser", "y", "format of the reasoning; default: the server's"),
     _honoured("tool_choice", "ct", "auto, none (hides the tools from the model), required, or one function by name"),
     _honoured("reasoning_effort", "ct", "low, medium, high for the chat template; none: no reasoning at all"),
     _honoured("chat_template_kwargs", "ct", "further variables for the chat template"),

@@ -9,7 +9,17 @@ from typing import Any, Final
 import msgspec
 
 from srt.api.anthropic.bodies import MessagesBody, PromptBody
-from srt.api.bodies import AbortBody, ChatBody, CompletionBody, DetokenizeBody, GenerateBody, ProfileBody, TokenizeBody
+from srt.api.bodies import (
+    AbortBody,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    FunctionCallBody,
+    GenerateBody,
+    ProfileBody,
+    SeparateReasoningBody,
+    TokenizeBody,
+)
 from srt.api.fields import FIELDS_OF, Body
 from srt.api.responses.bodies import InputTokensBody, ResponsesBody
 
@@ -21,6 +31,8 @@ BODIES: Final[dict[str, tuple[Body, type[msgspec.Struct]]]] = {
     "/v1/tokenize": (Body.TOKENIZE, TokenizeBody),
     "/detokenize": (Body.DETOKENIZE, DetokenizeBody),
     "/v1/detokenize": (Body.DETOKENIZE, DetokenizeBody),
+    "/parse_function_call": (Body.FUNCTION_CALL, FunctionCallBody),
+    "/separate_reasoning": (Body.SEPARATE_REASONING, SeparateReasoningBody),
     "/abort_request": (Body.ABORT, AbortBody),
     "/v1/chat/completions/render": (Body.CHAT, ChatBody),
     "/v1/responses": (Body.RESPONSES, ResponsesBody),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from srt.api.bodies import NO_VALUE, ChatBody, FunctionTool, TokenizeBody, decoded_list, invalid, shown
 from srt.errors import ErrorCode, ServingError
 from srt.formats.answer import Reading
@@ -23,7 +25,7 @@ class Choice:
     """
 
     def __init__(self, body: ChatBody | TokenizeBody) -> None:
-        self.tools = _functions(body)
+        self.tools = functions_of(body.tools)
         self.named: str | None = None
         choice = body.tool_choice
         match choice:
@@ -49,11 +51,12 @@ class Choice:
         return tuple(tool for tool in self.tools if self.named in (None, tool.name))
 
 
-def _functions(body: ChatBody | TokenizeBody) -> tuple[Function, ...]:
-    if body.tools == NO_VALUE:
+def functions_of(tools: msgspec.Raw) -> tuple[Function, ...]:
+    """The functions in `tools`. Raises: ServingError if they are none."""
+    if tools == NO_VALUE:
         return ()
     functions: dict[str, Function] = {}
-    for index, tool in enumerate(decoded_list(body.tools, "tools", list[FunctionTool])):
+    for index, tool in enumerate(decoded_list(tools, "tools", list[FunctionTool])):
         where, name = f"tools[{index}]", tool.function.name
         if tool.type != "function":
             raise invalid(f"'{where}.type' is {shown(tool.type)}, it must be function", f"{where}.type")
