@@ -33,6 +33,7 @@ class ErrorCode(StrEnum):
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     HEAD_TOO_LARGE = "header_fields_too_large"
     OVERLOADED = "queue_full"
+    CONSTRAINT_FAILED = "constraint_failed"
     NOT_READY = "not_ready"
     TOO_MANY_CONNECTIONS = "too_many_connections"
     TIMEOUT = "timeout"
@@ -46,6 +47,7 @@ STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.PROMPT_TOO_LONG: 400,
     ErrorCode.DOES_NOT_FIT: 400,
     ErrorCode.DUPLICATE_REQUEST_ID: 400,
+    ErrorCode.CONSTRAINT_FAILED: 400,
     ErrorCode.PREVIOUS_NOT_FOUND: 400,
     ErrorCode.UNAUTHORIZED: 401,
     ErrorCode.FORBIDDEN: 403,

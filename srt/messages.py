@@ -3,6 +3,8 @@
     api ──Generate·Cancel·Call──▶ tokenizer ──Admit·Abort·StopMatched·Call──▶ scheduler ──StepPlan·Profile─▶ worker × tp
     api ◀─Deltas·Failed·Reply─── tokenizer ◀─Emitted·Failed·Reply─────────── scheduler ◀─StepResult·Profiled── worker
     image threads of the tokenizer ──ImageMade·ImageRefused──▶ tokenizer
+    grammar threads of the tokenizer ──GrammarStored·GrammarRefused──▶ tokenizer
+    tokenizer ──PrepareGrammar──▶ grammar thread of each worker ──GrammarLoaded──▶ tokenizer
     every process ──Ready·Fatal──▶ launch ──ServerReady·ServerLost──▶ api
 
 Messages are frozen, keyed msgspec structs; the union of an edge is its protocol, decoded by type and closed
@@ -15,10 +17,17 @@ from __future__ import annotations
 from typing import Final
 
 from srt.errors import ErrorCode
+from srt.making import GrammarLoaded as GrammarLoaded
+from srt.making import GrammarRefused as GrammarRefused
+from srt.making import GrammarStored as GrammarStored
+from srt.making import ImageMade as ImageMade
+from srt.making import ImageRefused as ImageRefused
+from srt.making import PrepareGrammar as PrepareGrammar
 from srt.payloads import ChatPrompt as ChatPrompt
 from srt.payloads import Constraint as Constraint
 from srt.payloads import ConstraintKind as ConstraintKind
 from srt.payloads import Finish as Finish
+from srt.payloads import GrammarSpec as GrammarSpec
 from srt.payloads import GroupUsage as GroupUsage
 from srt.payloads import ImageSource as ImageSource
 from srt.payloads import ImageSpan as ImageSpan
@@ -26,6 +35,7 @@ from srt.payloads import LogprobParams as LogprobParams
 from srt.payloads import Logprobs as Logprobs
 from srt.payloads import LogprobSpec as LogprobSpec
 from srt.payloads import Message as Message
+from srt.payloads import RowEnding as RowEnding
 from srt.payloads import RowLogprobs as RowLogprobs
 from srt.payloads import SamplingParams as SamplingParams
 from srt.payloads import SamplingSpec as SamplingSpec
@@ -290,26 +300,6 @@ class SchedulerStats(Message, frozen=True):
     cancel_to_free_s: float = 0.0
 
 
-# --- images that are being made -------------------------------------------------------------------------
-
-
-class ImageMade(Message, frozen=True):
-    """An image is decoded and cut; its pixels wait in the file that `key` names."""
-
-    job: int
-    key: bytes
-    columns: int
-    rows: int
-
-
-class ImageRefused(Message, frozen=True):
-    """An image cannot be served, and why."""
-
-    job: int
-    code: ErrorCode
-    text: str
-
-
 # --- the step protocol ----------------------------------------------------------------------------------
 
 
@@ -393,6 +383,8 @@ class StepResult(Message, frozen=True):
     drafted: list[int] = []
     guess_us: int = 0
     """Part of `elapsed_us` that went into guesses for the next step."""
+    endings: list[RowEnding] = []
+    """Of rows with a grammar, in plan order."""
     logprobs: list[RowLogprobs] = []
     """Of rows that want them, in plan order."""
 
@@ -467,6 +459,9 @@ ToTokenizer = (
     | StopProfile
     | ImageMade
     | ImageRefused
+    | GrammarStored
+    | GrammarRefused
+    | GrammarLoaded
     | Emitted
     | Failed
     | Done
@@ -485,5 +480,6 @@ ToScheduler = (
     | WorkerFault
 )
 ToWorker = StepPlan | StartProfile | StopProfile
+ToGrammars = PrepareGrammar
 ToApi = Deltas | Failed | Tokenized | Detokenized | Done | CallFailed | SchedulerStats | ServerReady | ServerLost
 ToLaunch = Ready | Progress | Phase | Fatal

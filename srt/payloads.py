@@ -15,6 +15,18 @@ class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Base of all messages: immutable, tagged with its class name, defaults are not sent."""
 
 
+class GrammarSpec(Message, frozen=True):
+    """A compiled constraint, as the worker obeys it. `key` names the file that it is in (`srt/grammar/shelf.py`).
+
+    It begins with the answer, or behind the first `after_token` of it; before that, and wherever the grammar cannot
+    end, no id of `stop_ids` is drawn.
+    """
+
+    key: bytes
+    stop_ids: tuple[int, ...] = ()
+    after_token: int | None = None
+
+
 class LogprobSpec(Message, frozen=True):
     """Log probabilities that a request wants: of each new token and, from position `prompt_from` on, of its prompt's.
 
@@ -47,6 +59,7 @@ class SamplingSpec(Message, frozen=True):
     seed: int = 0
     min_new_tokens: int = 0
     suppressed_ids: tuple[int, ...] = ()
+    grammar: GrammarSpec | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
@@ -145,6 +158,10 @@ class Constraint(Message, frozen=True):
     text: str = ""
     after_token: int | None = None
     after_thinking: bool = False
+    strict: bool = True
+    """Of a JSON schema: objects have no properties but those it lists, and it says nothing that cannot be enforced."""
+    field: str = ""
+    """What its author calls it, for messages about it."""
 
 
 class SamplingParams(Message, frozen=True):
@@ -236,6 +253,18 @@ class RowLogprobs(Message, frozen=True):
     at: int
     prompt: Logprobs | None = None
     output: Logprobs | None = None
+
+
+class RowEnding(Message, frozen=True):
+    """The grammar of a row has come to its end in a step. `at`: the row's place among those that emit.
+
+    Of its new tokens the first `tokens` count: nothing can follow them. With `fault`, nothing could be sampled in the
+    place of the last of them, or must be: the request fails, and this says why.
+    """
+
+    at: int
+    tokens: int
+    fault: str = ""
 
 
 class Finish(Message, frozen=True):

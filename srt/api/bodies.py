@@ -61,6 +61,10 @@ class SharedSampling(StrictBody, frozen=True):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
+    json_schema: str | dict[str, Any] | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
 
 
 class SamplingBody(SharedSampling, frozen=True):
@@ -81,6 +85,7 @@ class GenerateBody(StrictBody, frozen=True):
     stream: bool | None = None
     rid: str | list[str] | None = None
     return_prompt_token_ids: bool | None = None
+    require_reasoning: bool | None = None
     return_logprob: bool | list[bool] | None = None
     logprob_start_len: int | list[int] | None = None
     top_logprobs_num: int | list[int] | None = None
@@ -109,6 +114,8 @@ class OpenAIBody(SharedSampling, frozen=True):
     include_stop_str_in_output: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
     return_token_ids: bool | None = None
     rid: str | None = None
     request_id: str | None = None

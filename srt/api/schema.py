@@ -23,6 +23,7 @@ from srt.api.bodies import (
     shown,
 )
 from srt.api.chat import chat_prompt
+from srt.api.constraints import native_constraint, openai_constraint
 from srt.api.sampling import (
     chat_logprobs,
     check_penalties,
@@ -122,7 +123,8 @@ class Schema:
         self._check_answers(len(prompts), n)
         logprobs = native_logprobs(body, len(prompts), self._vocab_size)
         shared = bodies.count(bodies[0]) == len(bodies)
-        sampling = [self._native_sampling(entry) for entry in (bodies[:1] if shared else bodies)]
+        thinks = body.require_reasoning or False
+        sampling = [self._native_sampling(entry, thinks=thinks) for entry in (bodies[:1] if shared else bodies)]
         if body.return_logprob:
             params = sampling * len(prompts) if shared else sampling
             sampling = [
@@ -152,7 +154,8 @@ class Schema:
         # With nothing to generate there is still the prompt to be told about.
         fewest = 0 if body.echo else 1
         params = self._openai_sampling(body, body.max_tokens, "max_tokens", usual=COMPLETION_NEW_TOKENS, fewest=fewest)
-        params = msgspec.structs.replace(params, logprobs=completion_logprobs(body))
+        constraint = openai_constraint(body, after_thinking=False)
+        params = msgspec.structs.replace(params, logprobs=completion_logprobs(body), constraint=constraint)
         return self._openai_request(body, notices, "completion", prompts, params, "max_tokens", echo=body.echo or False)
 
     def chat(self, body: ChatBody, notices: tuple[Notice, ...]) -> Request:
@@ -162,7 +165,8 @@ class Schema:
             limit, field = body.max_tokens, "max_tokens"
         params = self._openai_sampling(body, limit, field, usual=None)
         choice = Choice(body)
-        constraint = call_constraint(body, choice, self._formats)
+        asked = openai_constraint(body, after_thinking=True)
+        constraint = call_constraint(body, choice, self._formats, asked) if choice.must_call else asked
         params = msgspec.structs.replace(params, logprobs=chat_logprobs(body), constraint=constraint)
         prompt, images = chat_prompt(body, choice)
         request = self._openai_request(body, notices, "chat", (prompt,), params, field)
@@ -239,8 +243,8 @@ class Schema:
 
     # --- sampling ---------------------------------------------------------------------------------------
 
-    def _native_sampling(self, body: SamplingBody) -> SamplingParams:
-        return self._sampling(
+    def _native_sampling(self, body: SamplingBody, *, thinks: bool) -> SamplingParams:
+        params = self._sampling(
             body,
             new_tokens=(body.max_new_tokens, "max_new_tokens", NATIVE_NEW_TOKENS),
             fewest=0,
@@ -248,6 +252,7 @@ class Schema:
             seed=(body.sampling_seed, "sampling_seed"),
             no_stop_trim=body.no_stop_trim or False,
         )
+        return msgspec.structs.replace(params, constraint=native_constraint(body, after_thinking=thinks))
 
     def _openai_sampling(
         self, body: OpenAIBody, limit: int | None, field: str, *, usual: int | None, fewest: int = 1

@@ -14,7 +14,6 @@ from srt.formats.grammar import call_grammar
 from srt.formats.marks import MAX_NAME_CHARACTERS
 from srt.messages import Constraint
 
-GRAMMARS_ARE_OBEYED: Final = False
 CHOICES: Final = ("auto", "none", "required")
 
 
@@ -88,13 +87,17 @@ def reading_of(body: ChatBody, choice: Choice, formats: Formats) -> Reading:
     )
 
 
-def call_constraint(body: ChatBody, choice: Choice, formats: Formats) -> Constraint | None:
-    """What makes the model call a tool, if it must.
+def call_constraint(body: ChatBody, choice: Choice, formats: Formats, asked: Constraint | None) -> Constraint:
+    """What makes the model call a tool. `asked`: the form that the answer is to have otherwise.
 
-    Raises: ServingError if it must and cannot be made to.
+    Raises: ServingError if there is such a form, or the model cannot be made to call.
     """
-    if not choice.must_call:
-        return None
+    if asked is not None:
+        raise invalid(
+            f"'tool_choice' is {shown(body.tool_choice)}, which makes the answer a call; '{asked.field}' makes it "
+            "something else",
+            asked.field,
+        )
     if formats.calls is None:
         raise ServingError(
             ErrorCode.UNSUPPORTED_FIELD,
@@ -102,12 +105,6 @@ def call_constraint(body: ChatBody, choice: Choice, formats: Formats) -> Constra
             "tool calls for this model (--tool-call-parser)",
             "tool_choice",
         )
-    if not GRAMMARS_ARE_OBEYED:
-        raise ServingError(
-            ErrorCode.UNSUPPORTED_FIELD,
-            f"'tool_choice' is not supported with the value {shown(body.tool_choice)}: auto or none",
-            "tool_choice",
-        )
     single = choice.named is not None or body.parallel_tool_calls is False
     text = call_grammar(formats.calls, choice.callable(), single=single)
-    return Constraint("structural_tag", text, after_thinking=formats.reasoning is not None)
+    return Constraint("structural_tag", text, after_thinking=True, field="tool_choice")

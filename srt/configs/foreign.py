@@ -28,7 +28,7 @@ def _refused(sentence: str, *names: str, accepts: tuple[str, ...] = ()) -> Forei
     return Foreign(names, sentence, accepts=accepts)
 
 
-NO_GRAMMAR: Final = "output cannot be held to a grammar by this version"
+GRAMMARS: Final = "say --grammar-backend and --max-grammar-seconds"
 MODEL_DEFAULTS: Final = "sampling defaults are those of generation_config.json"
 IMAGE_LIMITS: Final = "images are limited by --max-images-per-request, --max-image-bytes, --max-image-pixels"
 NO_TIERS: Final = "evicted KV pages are dropped; there is no host or disk tier in this version"
@@ -118,8 +118,7 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _refused("it follows from --speculative-num-steps", "--speculative-num-draft-tokens"),
     _refused("--speculative-algorithm says which drafter runs", "--spec"),
     _noted("several MTP modules are always run as such", "--enable-multi-layer-eagle"),
-    _refused(NO_GRAMMAR, "--grammar-backend", accepts=("none",)),
-    _refused(NO_GRAMMAR, "--guided-decoding-backend", "--structured-outputs-config"),
+    _refused(GRAMMARS, "--structured-outputs-config", "--constrained-json-disable-any-whitespace"),
     _refused(
         IMAGE_LIMITS,
         "--limit-mm-data-per-request",

@@ -17,6 +17,7 @@ MEMORY: Final = "KV memory and batching"
 IMAGES: Final = "Images"
 EXECUTION: Final = "Execution"
 SPECULATION: Final = "Speculative decoding"
+GRAMMARS: Final = "Constrained output"
 LOGGING: Final = "Logging"
 
 
@@ -375,6 +376,25 @@ class ServerConfig(msgspec.Struct, frozen=True):
             unset="the model path",
         ),
     ] = None
+
+    grammar_backend: Annotated[
+        str,
+        Option(
+            GRAMMARS,
+            "Library that holds answers to JSON schemas, regular expressions and grammars.",
+            peer_names=("--guided-decoding-backend",),
+            choices=("xgrammar", "llguidance", "none"),
+        ),
+    ] = "xgrammar"
+    max_grammar_seconds: Annotated[
+        float,
+        Option(
+            GRAMMARS,
+            "What compiling a constraint may take of a core; one that takes longer is answered with 400.",
+            unit="seconds",
+            minimum=0.1,
+        ),
+    ] = 10.0
 
     incremental_streaming_output: Annotated[
         bool,

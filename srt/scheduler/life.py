@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from srt.cache.radix import window_pages
 from srt.errors import ErrorCode, ServingError
-from srt.messages import CANCEL_TO_FREE_BOUNDS_S, Admit, Emission, Finish, Logprobs, Timing
+from srt.messages import CANCEL_TO_FREE_BOUNDS_S, Admit, Emission, Failed, Finish, Logprobs, Timing
 from srt.scheduler.request import Phase, Request, Row
 from srt.scheduler.state import SchedulerState
 
@@ -95,6 +95,15 @@ def close(
     leave_if_settled(state, request)
     count_if_freed(state, request, now_ns)
     return emission
+
+
+def fail(state: SchedulerState, request: Request, code: ErrorCode, text: str, now_ns: int) -> None:
+    """End a running request with an error; its row drains on its own."""
+    del state.live[request.rid]
+    drain(state, request, Phase.FINISHED)
+    state.failed.append(Failed(request.rid, code, text))
+    leave_if_settled(state, request)
+    count_if_freed(state, request, now_ns)
 
 
 def retract(state: SchedulerState, request: Request) -> None:

@@ -192,6 +192,9 @@ class Scheduler:
         if self._emissions or self.state.released:
             self._tokenizer.send(Emitted(self._emissions, self.state.released))
             self._emissions, self.state.released = [], []
+        for failed in self.state.failed:
+            self._tokenizer.send(failed)
+        self.state.failed.clear()
         if self._flushes:
             self._flush()
         for reply in self._replies:

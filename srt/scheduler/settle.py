@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from srt.errors import ProcessLost
-from srt.messages import Emission, Finish, ImageWork, Logprobs, RowLogprobs, StepResult
-from srt.scheduler.life import Scores, close, count_if_freed, emit, leave_if_settled
+from srt.errors import ErrorCode, ProcessLost
+from srt.messages import Emission, Finish, ImageWork, Logprobs, RowEnding, RowLogprobs, StepResult
+from srt.scheduler.life import Scores, close, count_if_freed, emit, fail, leave_if_settled
 from srt.scheduler.request import Phase, Request, Row
 from srt.scheduler.state import Grant, SchedulerState
 
@@ -32,13 +32,16 @@ def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emiss
     if flight.decodes:
         tokens_us = sum(result.token_counts), result.elapsed_us, result.guess_us
         state.depth.observe(len(flight.grants), sum(result.drafted), *tokens_us)
+    endings = {ending.at: ending for ending in result.endings}
     emissions: list[Emission] = []
     logprobs = {told.at: told for told in result.logprobs}
     at = emitted = 0
     for place, grant in enumerate(flight.grants):
         tokens: tuple[int, ...] = ()
         drafted = 0
+        ending = None
         if grant.emits:
+            ending = endings.get(emitted)
             count = result.token_counts[emitted]
             tokens = tuple(result.token_ids[at : at + count])
             at += count
@@ -51,7 +54,7 @@ def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emiss
                 )
         if drafted:
             observe(state, grant.request, drafted, len(tokens) - 1)
-        emission = settle_row(state, grant, tokens, now_ns, logprobs.get(place, NO_LOGPROBS))
+        emission = settle_row(state, grant, tokens, now_ns, logprobs.get(place, NO_LOGPROBS), ending)
         if emission is not None:
             emissions.append(emission)
     return emissions
@@ -75,7 +78,12 @@ def observe(state: SchedulerState, request: Request, drafted: int, accepted: int
 
 
 def settle_row(
-    state: SchedulerState, grant: Grant, tokens: tuple[int, ...], now_ns: int, logprobs: RowLogprobs = NO_LOGPROBS
+    state: SchedulerState,
+    grant: Grant,
+    tokens: tuple[int, ...],
+    now_ns: int,
+    logprobs: RowLogprobs = NO_LOGPROBS,
+    ending: RowEnding | None = None,
 ) -> Emission | None:
     """One row of a step. Tokens of a row that drains are dropped: its request has ended, or will sample them again."""
     request, row = grant.request, grant.row
@@ -87,12 +95,17 @@ def settle_row(
     finish, prompt = None, None
     if request.phase is Phase.RUNNING:
         row.pending -= grant.emits + grant.drafts
-        accepted, finish = accept(request, row, tokens)
+        accepted, finish = accept(request, row, tokens if ending is None else tokens[: ending.tokens])
+        if ending is not None and not ending.fault and (finish is None or finish.kind == "length"):
+            finish = Finish("stop")
         state.totals.generated_tokens += len(accepted)
         prompt = score_prompt(request, logprobs.prompt)
         if accepted and request.stamps.first_token_ns is None:
             request.stamps.first_token_ns = now_ns
     commit(state, request, row)
+    if finish is None and request.phase is Phase.RUNNING and ending is not None:
+        fail(state, request, ErrorCode.CONSTRAINT_FAILED, ending.fault, now_ns)
+        return None
     told = Scores(None if logprobs.output is None else logprobs.output.head(len(accepted)), prompt)
     if finish is not None:
         return close(state, request, finish, now_ns, *accepted, scores=told)

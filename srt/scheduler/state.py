@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from srt.cache.prefix import PrefixCache
 from srt.configs.plan import RuntimePlan
-from srt.messages import CANCEL_TO_FREE_BOUNDS_S
+from srt.messages import CANCEL_TO_FREE_BOUNDS_S, Failed
 from srt.scheduler.depth import DepthControl
 from srt.scheduler.queue import WaitingQueue, by_order
 from srt.scheduler.request import Request, Row, Speculation
@@ -78,9 +78,9 @@ class SchedulerState:
 
     `live`: requests that have not been closed, by id. `running`: those in phase RUNNING, oldest first. `rows`: whoever
     holds a row, RUNNING or DRAINING. `freed_rows`: rows given up that the worker has not been told of. `released`:
-    ended requests whose images the tokenizer has not been told may go. `share`: part
-    of its `max_new_tokens` that a request is expected to use, learned from those that ended. `blocked`: what the
-    world looked like when the next request last did not fit.
+    ended requests whose images the tokenizer has not been told may go. `failed`: errors that it has not been told.
+    `share`: part of its `max_new_tokens` that a request is expected to use, learned from those that ended. `blocked`:
+    what the world looked like when the next request last did not fit.
     """
 
     limits: Limits
@@ -92,6 +92,7 @@ class SchedulerState:
     rows: dict[int, Request] = field(default_factory=dict)
     freed_rows: list[int] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)
     flights: deque[Flight] = field(default_factory=deque)
     depth: DepthControl = field(default_factory=lambda: DepthControl(0))
     totals: Totals = field(default_factory=Totals)

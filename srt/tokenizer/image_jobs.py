@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import IO, Final
-
 import msgspec
 
 from srt.configs.plan import ImageConfig
 from srt.errors import ErrorCode, ServingError
 from srt.tokenizer.layout import Rule
-
-LENGTH_BYTES: Final = 8
 
 
 class ImageLimits(msgspec.Struct, frozen=True):
@@ -61,21 +57,3 @@ Outcome = Made | Refused
 def refuse(text: str) -> ServingError:
     """The error of an image that the client must change."""
     return ServingError(ErrorCode.INVALID_REQUEST, text, "image_url")
-
-
-def send(pipe: IO[bytes], message: msgspec.Struct) -> None:
-    """Write a message with its length in front."""
-    payload = msgspec.msgpack.encode(message)
-    pipe.write(len(payload).to_bytes(LENGTH_BYTES, "little"))
-    pipe.write(payload)
-    pipe.flush()
-
-
-def receive(pipe: IO[bytes]) -> bytes | None:
-    """Read a message; None if the other end is gone."""
-    head = pipe.read(LENGTH_BYTES)
-    if len(head) < LENGTH_BYTES:
-        return None
-    size = int.from_bytes(head, "little")
-    payload = pipe.read(size)
-    return payload if len(payload) == size else None

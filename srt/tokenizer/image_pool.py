@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import queue
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -14,10 +12,10 @@ from typing import Final, Protocol
 import msgspec
 
 from srt.errors import ErrorCode, ServingError
-from srt.tokenizer.image_jobs import Job, Outcome, Refused, Setup, receive, send
+from srt.pipes import STOP_SECONDS, SideProcess
+from srt.tokenizer.image_jobs import Job, Outcome, Refused, Setup
 from srt.tokenizer.media import Fetcher
 
-STOP_SECONDS: Final = 1.0
 FETCH_THREADS: Final = 8
 """Images that are fetched at the same time; a slow host holds up its own images, never those in requests."""
 
@@ -82,13 +80,14 @@ class ImagePool:
             process = self._start()
             while (entry := self._jobs.get()) is not None:
                 number, job = entry
-                outcome = _ask(process, job)
-                if outcome is None:
-                    outcome = self._explain(process.wait())
-                    _end(process)
+                answer = process.ask(job)
+                if answer is None:
+                    courier.deliver(number, self._explain(process.status()))
+                    process.end()
                     process = self._start()
-                courier.deliver(number, outcome)
-            _end(process)
+                else:
+                    courier.deliver(number, msgspec.msgpack.decode(answer, type=Outcome))
+            process.end()
 
     def _fetch(self) -> None:
         with contextlib.closing(self._connect()) as courier:
@@ -101,14 +100,8 @@ class ImagePool:
                 else:
                     self.submit(number, Job(data, base64=False, crops=crops))
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "srt.tokenizer.image_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # then the first job finds it out
-            send(process.stdin, self._setup)
-        return process
+    def _start(self) -> SideProcess:
+        return SideProcess("srt.tokenizer.image_process", self._setup)
 
     def _explain(self, status: int) -> Refused:
         """What to tell the client of an image that ended its process."""
@@ -117,28 +110,3 @@ class ImagePool:
         else:
             text = "the image made its decoder fail"
         return Refused(ErrorCode.INVALID_REQUEST, text)
-
-
-def _ask(process: subprocess.Popen[bytes], job: Job) -> Outcome | None:
-    """Have a job done; None if the process ended instead."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        send(process.stdin, job)
-        answer = receive(process.stdout)
-    except BrokenPipeError:
-        return None
-    return None if answer is None else msgspec.msgpack.decode(answer, type=Outcome)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
-    process.stdout.close()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

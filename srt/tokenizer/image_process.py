@@ -19,8 +19,9 @@ import msgspec
 import setproctitle
 
 from srt.errors import ErrorCode, ServingError
+from srt.pipes import receive, send
 from srt.tiles import TileFiles
-from srt.tokenizer.image_jobs import Job, Made, Outcome, Refused, Setup, receive, refuse, send
+from srt.tokenizer.image_jobs import Job, Made, Outcome, Refused, Setup, refuse
 from srt.tokenizer.images import make_views
 
 NICENESS: Final = 10

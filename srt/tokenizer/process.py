@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Final, assert_never
 
+import msgspec
 import zmq
 
 from srt.configs.plan import RuntimePlan
@@ -25,6 +26,7 @@ from srt.messages import (
     CallFailed,
     Cancel,
     ChatPrompt,
+    Constraint,
     Delta,
     Deltas,
     Detokenize,
@@ -35,6 +37,10 @@ from srt.messages import (
     Finish,
     FlushCache,
     Generate,
+    GrammarLoaded,
+    GrammarRefused,
+    GrammarSpec,
+    GrammarStored,
     ImageMade,
     ImageRefused,
     Ready,
@@ -49,6 +55,7 @@ from srt.messages import (
     ToTokenizer,
 )
 from srt.tokenizer.answer import Answer
+from srt.tokenizer.grammar_desk import open_desk as open_grammar_desk
 from srt.tokenizer.image_desk import open_desk
 from srt.tokenizer.image_prompt import Picture
 from srt.tokenizer.logprobs import Scores
@@ -81,6 +88,7 @@ class TokenizerProcess:
         source = find_template(directory, self.vocabulary.config, plan.server.chat_template)
         template = None if source is None else ChatTemplate(source, self.vocabulary.specials)
         self.images = open_desk(plan, self.vocabulary, rundir, context)
+        self.grammars = open_grammar_desk(plan, rundir, context)
         self.prompter = Prompter(
             self.vocabulary, template, plan.context_length, self.images.placeholder, end_thinking=self.thinking.ended
         )
@@ -93,11 +101,14 @@ class TokenizerProcess:
         self.asking: dict[int, Tokenize] = {}
         """Requests and calls whose images are not ready."""
         self.waiting: dict[str, tuple[Generate, tuple[Picture, ...]]] = {}
+        self.constrained: dict[str, Admit] = {}
+        """Requests whose grammar is not ready."""
         self.answers: dict[str, Answer] = {}
 
     def close(self) -> None:
         """Close the sockets; what was sent is handed over first."""
         self.images.close()
+        self.grammars.close()
         for outbox in (self.api, self.scheduler):
             outbox.close()
         self.inbox.close()
@@ -128,8 +139,8 @@ class TokenizerProcess:
                 self.detokenize(message)
             case AbortAll() | FlushCache() | StartProfile() | StopProfile():
                 self.pass_down(message)
-            case ImageMade() | ImageRefused():
-                self.hear_of_image(message)
+            case ImageMade() | ImageRefused() | GrammarStored() | GrammarRefused() | GrammarLoaded():
+                self.hear(message)
             case Done() | SchedulerStats():
                 self.api.send(message)
             case _:
@@ -148,10 +159,17 @@ class TokenizerProcess:
         self.arriving[request.rid] = request
         self.take_images()
 
-    def hear_of_image(self, news: ImageMade | ImageRefused) -> None:
-        """An image is made, or is not."""
-        self.images.hear(news)
-        self.take_images()
+    def hear(self, news: ImageMade | ImageRefused | GrammarStored | GrammarRefused | GrammarLoaded) -> None:
+        """An image or a grammar is made, or is not."""
+        match news:
+            case ImageMade() | ImageRefused():
+                self.images.hear(news)
+                self.take_images()
+            case GrammarStored() | GrammarRefused() | GrammarLoaded():
+                self.grammars.hear(news)
+                self.take_grammars()
+            case _:
+                assert_never(news)
 
     def take_images(self) -> None:
         """Go on with whose images are ready, and end those whose images are refused."""
@@ -206,18 +224,52 @@ class TokenizerProcess:
             self.refuse(request, error)
             return
         self.answers[request.rid] = answer
-        self.scheduler.send(
-            Admit(
-                request.rid,
-                packed,
-                sampling,
-                stop,
-                namespace=request.namespace,
-                received_ns=request.received_ns,
-                images=spans,
-                speculative=request.speculative,
-            )
+        admit = Admit(
+            request.rid,
+            packed,
+            sampling,
+            stop,
+            namespace=request.namespace,
+            received_ns=request.received_ns,
+            images=spans,
+            speculative=request.speculative,
         )
+        if request.sampling.constraint is None:
+            self.scheduler.send(admit)
+        else:
+            self.constrain(admit, request.sampling.constraint)
+
+    def constrain(self, admit: Admit, constraint: Constraint) -> None:
+        """Have a request's grammar made; it goes on when every worker has it."""
+        spec = GrammarSpec(b"", admit.stop.token_ids, self.thinking.start_of(constraint, admit.token_ids))
+        sampling = msgspec.structs.replace(admit.sampling, grammar=spec)
+        self.constrained[admit.rid] = msgspec.structs.replace(admit, sampling=sampling)
+        try:
+            self.grammars.begin(admit.rid, constraint)
+        except ServingError as error:
+            self.drop_constrained(admit.rid)
+            self.api.send(Failed(admit.rid, error.code, error.text, error.param))
+            return
+        self.take_grammars()
+
+    def take_grammars(self) -> None:
+        """Go on with whose grammars are ready, and end those whose constraints cannot be obeyed."""
+        ready, failed = self.grammars.take()
+        for rid, key in ready:
+            admit = self.constrained.pop(rid)
+            assert admit.sampling.grammar is not None
+            grammar = msgspec.structs.replace(admit.sampling.grammar, key=key)
+            sampling = msgspec.structs.replace(admit.sampling, grammar=grammar)
+            self.scheduler.send(msgspec.structs.replace(admit, sampling=sampling))
+        for rid, error in failed:
+            self.drop_constrained(rid)
+            self.api.send(Failed(rid, error.code, error.text, error.param))
+
+    def drop_constrained(self, rid: str) -> None:
+        """Forget a request whose grammar is not ready."""
+        del self.constrained[rid], self.answers[rid]
+        self.grammars.release(rid)
+        self.images.release(rid)
 
     def packed_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> bytes:
         """Ids of a prompt. What a client's words make templates and libraries do must not end everybody's server.
@@ -241,6 +293,9 @@ class TokenizerProcess:
         elif self.waiting.pop(rid, None) is not None:
             self.images.release(rid)
             self.api.send(Deltas([Delta(rid, finish=Finish("abort", text="aborted before its prompt was tokenized"))]))
+        elif rid in self.constrained:
+            self.drop_constrained(rid)
+            self.api.send(Deltas([Delta(rid, finish=Finish("abort", text="aborted before its grammar was compiled"))]))
         elif rid in self.answers and not self.answers[rid].closed:
             self.scheduler.send(Abort(rid))
 
@@ -257,6 +312,7 @@ class TokenizerProcess:
                     self.scheduler.send(StopMatched(emission.rid))
             if emission.finish is not None:
                 del self.answers[emission.rid]
+                self.grammars.release(emission.rid)
         if deltas:
             self.api.send(Deltas(deltas))
         for rid in emitted.released:
@@ -265,6 +321,7 @@ class TokenizerProcess:
     def fail(self, failed: Failed) -> None:
         """The scheduler refuses or drops a request: tell the client, if it has no ending yet."""
         self.images.release(failed.rid)
+        self.grammars.release(failed.rid)
         if not self.answers.pop(failed.rid).closed:
             self.api.send(failed)
 
@@ -272,7 +329,7 @@ class TokenizerProcess:
         """Calls that the scheduler answers; `AbortAll` ends what has not come to it, too."""
         match call:
             case AbortAll():
-                for rid in [*self.arriving, *self.waiting]:
+                for rid in [*self.arriving, *self.waiting, *self.constrained]:
                     self.cancel(rid)
             case FlushCache() | StartProfile() | StopProfile():
                 pass

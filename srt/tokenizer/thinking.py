@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from srt.formats.description import TextFormat
+from srt.messages import Constraint
 from srt.tokenizer.vocabulary import Vocabulary
 
 BYTES_PER_ID: Final = 4
@@ -72,6 +73,10 @@ class Thinking:
         if self.close_id is None or opened < 0:
             return False
         return opened > max(_last(packed, token_id) for token_id in (self.close_id, *self._turn_ends))
+
+    def start_of(self, constraint: Constraint, packed: bytes) -> int | None:
+        """The token behind which a constraint begins after this prompt; None: it holds from the first one."""
+        return self.close_id if constraint.after_thinking and self.is_open(packed) else constraint.after_token
 
     def count(self, *, is_open: bool, with_tools: bool) -> ReasoningCount | None:
         """A count for an answer; a call ends the reasoning where there are tools to be called."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 from tokenizers import Tokenizer
 
+from srt.bytelevel import token_bytes
 from srt.errors import StartupError
 
 SPECIAL_NAMES: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -29,18 +30,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StartupError(f"{path} is not a JSON object: {error}") from error
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Printable stand-ins of the 256 bytes in a byte-level vocabulary, as introduced by GPT-2's tokenizer."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    alphabet = {chr(byte): byte for byte in printable}
-    hidden = (byte for byte in range(256) if byte not in set(printable))
-    alphabet.update({chr(256 + index): byte for index, byte in enumerate(hidden)})
-    return alphabet
-
-
-_BYTE_OF: Final = _byte_alphabet()
 
 
 def _is_byte_level(decoder: Any) -> bool:
@@ -107,12 +96,7 @@ class Vocabulary:
 
     def _look_up(self, token_id: int) -> bytes:
         token = self._tokenizer.id_to_token(token_id)
-        if token is None:
-            return b""
-        # Added tokens are stored as plain text: one character outside the alphabet makes the whole token literal.
-        if all(character in _BYTE_OF for character in token):
-            return bytes(_BYTE_OF[character] for character in token)
-        return token.encode()
+        return b"" if token is None else token_bytes(token)
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool) -> str:
         """Text of a whole sequence; bytes that are no valid UTF-8 become U+FFFD."""

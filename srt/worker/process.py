@@ -14,6 +14,7 @@ from srt.errors import SrtError
 from srt.heartbeat import Heartbeat
 from srt.messages import Phase, Progress, Ready, StartProfile, StepPlan, StopProfile, ToWorker, WorkerFault
 from srt.wire import Inbox, Outbox
+from srt.worker.grammar_loader import GrammarLoader
 from srt.worker.profiling import Profiler
 from srt.worker.runner import Runner
 from srt.worker.startup import start
@@ -32,11 +33,15 @@ def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat) -> None:
     inbox: Inbox[ToWorker] = Inbox(context, rundir, f"worker{rank}", ToWorker)
     launch = Outbox(context, rundir, "launch")
     scheduler = Outbox(context, rundir, "scheduler")
+    loader: GrammarLoader | None = None
     try:
         started = start(plan, rundir, rank, _reporter(launch, rank), ended=_phases(launch, rank))
+        loader = None if started.shelf is None else GrammarLoader(context, rundir, rank, started.shelf)
         launch.send(Ready("worker", rank, started.facts, started.memory))
         _serve(started.runner, inbox, scheduler, rank, beat)
     finally:
+        if loader is not None:
+            loader.close()
         for end in (inbox, launch, scheduler):
             end.close()
         context.term()

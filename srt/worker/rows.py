@@ -222,6 +222,12 @@ class Rows:
         tokens: Ints = self._tokens[row, : self._host["known"][row]]
         return tokens
 
+    def guesses(self, row: int, count: int) -> Ints:
+        """The first guesses of a row."""
+        known = int(self._host["known"][row])
+        tokens: Ints = self._tokens[row, known : known + count]
+        return tokens
+
     def sampling(self, step: Step) -> SamplingColumns:
         """Settings of the logits that a step wants, in plan order."""
         emitting, positions = step.emitting, self._host["known"][step.emitting]

@@ -15,6 +15,7 @@ from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.ops import Ops
 from srt.messages import RowLogprobs, StepPlan, StepResult
 from srt.models.contract import LanguageModel
+from srt.worker.grammars import NoGrammars, RowGrammars
 from srt.worker.logprobs import Watches
 from srt.worker.proposer import NoGuesses, Proposer
 from srt.worker.row_images import NoImages, Part, RowImages
@@ -33,10 +34,12 @@ class Runner:
         ops: Ops,
         images: RowImages | None = None,
         proposer: Proposer | None = None,
+        grammars: RowGrammars | None = None,
     ) -> None:
         self.model, self.kv, self.rows, self.ops = model, kv, rows, ops
         self.images: RowImages = NoImages() if images is None else images
         self.proposer: Proposer = NoGuesses() if proposer is None else proposer
+        self.grammars: RowGrammars = NoGrammars() if grammars is None else grammars
         self.watches = Watches(rows)
         self._last_step: int | None = None
 
@@ -54,10 +57,12 @@ class Runner:
             self.rows.apply(plan)
             self.watches.apply(plan)
             self.images.apply(plan)
+            self.grammars.apply(plan)
             self.proposer.start(plan.starts)
             if not plan.rows:
                 return StepResult(plan.step, [], [], _us_since(started), images=self.images.report())
             outcome, hidden, logprobs = self._compute(plan)
+            endings = self.grammars.advance(outcome)
             computed = time.perf_counter_ns()
             if plan.guess:
                 self.proposer.propose(outcome, hidden)
@@ -72,6 +77,7 @@ class Runner:
             images=self.images.report(),
             drafted=drafted,
             guess_us=_us_since(computed),
+            endings=endings,
             logprobs=logprobs,
         )
 
@@ -84,7 +90,7 @@ class Runner:
         if len(step.emitting):
             logits = self.model.logits(_wanted(hidden, step.batch))
             kept = self.watches.keep(step, logits)
-            sampled = sample(logits, self.rows.sampling(step), self.ops).numpy()
+            sampled = sample(logits, self.rows.sampling(step), self.ops, self.grammars.masks(step)).numpy()
         outcome = self.rows.end(step, sampled)
         return outcome, hidden, self.watches.report(outcome, kept, hidden, self.model.logits)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from srt.errors import ProcessLost
 from srt.layers.ops import Ops
 from srt.worker.edits import LogitEdits
+from srt.worker.masks import Masks
 
 Floats = NDArray[np.float32]
 
@@ -46,14 +47,16 @@ class SamplingColumns:
     """What rows want changed in their logits before anything else."""
 
 
-def sample(logits: Tensor, columns: SamplingColumns, ops: Ops) -> Tensor:
-    """Draw one token a row: [R, V] -> [R] int64. `logits` may be overwritten.
+def sample(logits: Tensor, columns: SamplingColumns, ops: Ops, masks: Masks | None = None) -> Tensor:
+    """Draw one token a row, one that the masks allow: [R, V] -> [R] int64. `logits` may be overwritten.
 
     Raises: ProcessLost if a row has a logit that is not finite, for then nothing it would say means anything.
     """
     _check_finite(logits)
     if columns.edits is not None:
         logits = columns.edits.apply(logits)
+    if masks is not None:
+        masks.apply(logits)
     drawing = np.flatnonzero(columns.temperature >= GREEDY_BELOW)
     if not len(drawing):
         return ops.sample_greedy(logits)

@@ -17,6 +17,7 @@ from srt.configs.plan import RuntimePlan
 from srt.configs.step3p7 import Step3p7Config
 from srt.distributed import TensorGroup, join_group
 from srt.errors import StartupError
+from srt.grammar.shelf import Shelf
 from srt.layers.cpu.build import KernelsUnavailable, default_cache
 from srt.layers.cpu.kernels import load_kernels
 from srt.layers.gpu import current_gpu
@@ -31,6 +32,7 @@ from srt.weights.files import RandomWeights, Source
 from srt.weights.load import LoadReport, load
 from srt.weights.rules import RuleBook
 from srt.worker.drafting import build_draft, build_proposer, checkpoint_source, with_draft_layers
+from srt.worker.grammars import open_grammars
 from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
 from srt.worker.memory import kv_bytes_by_group, weight_bytes
@@ -80,6 +82,8 @@ class Started:
     facts: dict[str, str]
     memory: dict[str, int]
     """Bytes held on this rank, by the parts of the plan."""
+    shelf: Shelf | None = None
+    """Where the runner finds grammars, to be filled from outside."""
 
 
 def unheard(phase: str) -> None:
@@ -186,7 +190,8 @@ def start(
             threads=plan.worker_threads,
         )
         row_images = TowerImages(kept, images.image_token_id)
-    return Started(Runner(model, main, rows, tools.ops, row_images, proposer), facts, memory)
+    shelf, grammars = open_grammars(plan, rundir, rows)
+    return Started(Runner(model, main, rows, tools.ops, row_images, proposer, grammars), facts, memory, shelf)
 
 
 def load_weights(

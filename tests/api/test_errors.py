@@ -24,6 +24,7 @@ def sampled(**params: Any) -> dict[str, Any]:
 
 SCORED: dict[str, Any] = {"text": "x", "return_logprob": True}
 
+TOOL = {"type": "function", "function": {"name": "look_up"}}
 REFUSED: list[tuple[str, Any, str, str | None]] = [
     (NATIVE, {}, "exactly one of 'text' and 'input_ids' is required, got neither", "text"),
     (NATIVE, {"text": "x", "input_ids": [5]}, "got both", "text"),
@@ -67,7 +68,6 @@ REFUSED: list[tuple[str, Any, str, str | None]] = [
     (NATIVE, sampled(logit_bias={"512": 1}), "'logit_bias' names the token \"512\", token ids of", "logit_bias"),
     (NATIVE, sampled(logit_bias={"-1": 1}), "'logit_bias' names the token \"-1\"", "logit_bias"),
     (NATIVE, sampled(logit_bias={"5": 101}), "'logit_bias' of token 5 is 101.0, it must be", "logit_bias"),
-    (NATIVE, sampled(regex="a*"), "'sampling_params.regex' is not supported", "sampling_params.regex"),
     (NATIVE, {"text": ["x", "y"], "sampling_params": [{}]}, "has 1 entries for 2 prompts", "sampling_params"),
     (NATIVE, {"text": "x", "sampling_params": 3}, "'sampling_params' must be an object or a list, got 3", None),
     (NATIVE, {"text": "x", "return_logprob": [True, True]}, "has 2 entries for 1 prompts", "return_logprob"),
@@ -136,8 +136,42 @@ REFUSED: list[tuple[str, Any, str, str | None]] = [
         "'tool_choice' is \"required\", but there are no 'tools'",
         None,
     ),
+    (CHAT, {"messages": [USER], "tools": [TOOL], "tool_choice": "required"}, "knows no format of tool calls", None),
+    (CHAT, {"messages": [USER], "tools": [TOOL], "tool_choice": "any"}, "'tool_choice' is \"any\", it must be", None),
+    (
+        CHAT,
+        {"messages": [USER], "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}},
+        "'tool_choice' names \"x\", which is not among the 'tools'",
+        "tool_choice",
+    ),
+    (CHAT, {"messages": [USER], "tools": [TOOL, TOOL]}, "as of another tool", "tools[1].function.name"),
+    (CHAT, {"messages": [USER], "tools": [{"function": {"name": "a>b"}}]}, "nor hold '<', '>'", None),
+    (CHAT, {"messages": [USER], "tools": [{"function": {"name": "a" * 257}}]}, "257 characters, the limit is", None),
+    (
+        CHAT,
+        {"messages": [USER], "tools": [TOOL], "tool_choice": "required", "regex": "a"},
+        "which makes the answer a call; 'regex' makes it something else",
+        "regex",
+    ),
+    ("/parse_function_call", {"text": "x", "tool_call_parser": "hermes"}, "must be one of step3p5", "tool_call_parser"),
+    ("/separate_reasoning", {"text": "x"}, "'reasoning_parser' is null, it must be one of step3p5", "reasoning_parser"),
     (CHAT, {"messages": [USER], "reasoning_effort": "max"}, '"max", it must be one of none, low, medium, high', None),
-    (CHAT, {"messages": [USER], "response_format": {"type": "json_object"}}, "'response_format' is not supp", None),
+    (CHAT, {"messages": [USER], "response_format": {"type": "xml"}}, '"xml", it must be one of text', None),
+    (CHAT, {"messages": [USER], "response_format": {"type": "json_schema"}}, "schema' is required", None),
+    (
+        CHAT,
+        {"messages": [USER], "response_format": {"type": "json_object"}, "regex": "a"},
+        "'response_format' and 'regex'",
+        "regex",
+    ),
+    (
+        CHAT,
+        {"messages": [USER], "structured_outputs": {"json": "{"}},
+        "'structured_outputs.json' cannot be obeyed: it is not",
+        None,
+    ),
+    (CHAT, {"messages": [USER], "structured_outputs": {"lark": "a"}}, "it must be one of json, json_object", None),
+    (NATIVE, {"text": "x", "sampling_params": {"regex": "a", "ebnf": "b"}}, "'regex' and 'ebnf' are given", "ebnf"),
     (CHAT, {"messages": [USER], "chat_template": "{{ x }}"}, "'chat_template' is not supported", "chat_template"),
     (CHAT, {"messages": [USER], "chat_template_kwargs": {"tools": []}}, "must not set 'tools'", "chat_template_kwargs"),
     (CHAT, {"messages": [{"role": "tool", "content": "refuse"}]}, "no such tool result", "messages"),

@@ -129,6 +129,40 @@ def test_one_call_at_most_leaves_the_second_out_and_says_so(client: openai.OpenA
     ]
 
 
+def test_a_model_that_must_call_a_tool_calls_one(client: openai.OpenAI) -> None:
+    question = {"role": "user", "content": "What is 3 * 4?"}
+    assert not answer(client, [question], tools=[ADD, WEATHER]).message.tool_calls
+    called_any = answer(client, [question], tools=[ADD, WEATHER], tool_choice="required", max_tokens=400)
+    assert called_any.finish_reason in ("tool_calls", "length"), "one call or more"
+    for name, arguments in called(called_any.message)[:1]:
+        assert name in ("add", "get_weather")
+        assert set(arguments) <= {"a", "b", "city"}
+    choice = {"type": "function", "function": {"name": "get_weather"}}
+    called_one = answer(client, [question], tools=[ADD, WEATHER], tool_choice=choice)
+    [(name, arguments)] = called(called_one.message)
+    assert (name, list(arguments), called_one.finish_reason) == ("get_weather", ["city"], "tool_calls")
+    assert called_one.message.content is None
+    assert thought(called_one), "it thinks first, as it likes"
+
+
+def test_a_call_that_must_be_comes_streamed_as_it_comes_whole(client: openai.OpenAI) -> None:
+    question = {"role": "user", "content": "Use the tool to add 31 and 4."}
+    options: Any = {"tools": [WEATHER, ADD], "tool_choice": "required", "parallel_tool_calls": False}
+    whole = answer(client, [question], **options)
+    assert called(whole.message) == [("add", {"a": 31, "b": 4})]
+    chunks = [chunk.choices[0] for chunk in create(client, [question], stream=True, **options)]
+    parts = [part.function for chunk in chunks for part in chunk.delta.tool_calls or []]
+    assert "".join(part.arguments for part in parts) == '{"a": 31, "b": 4}'
+    assert chunks[-1].finish_reason == "tool_calls"
+
+
+def test_a_call_without_thinking_begins_at_once(client: openai.OpenAI) -> None:
+    question = {"role": "user", "content": "Use the tool to add 31 and 4."}
+    found = answer(client, [question], tools=[ADD], tool_choice="required", reasoning_effort="none", max_tokens=300)
+    assert found.message.tool_calls
+    assert found.message.model_dump()["reasoning_content"] is None
+
+
 def test_an_answer_can_be_sent_back_as_it_came(client: openai.OpenAI) -> None:
     messages = [{"role": "user", "content": "What is 20 + 22?"}]
     first = answer(client, messages)
