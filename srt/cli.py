@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
@@ -16,6 +17,7 @@ from srt.errors import StartupError
 USAGE = """\
 usage: server launch [--model-path DIR] [options]   serve a checkpoint, or the built-in model, over HTTP
        server launch --help                         all options, with examples
+       server plan [--gpus 1xH200] [options]        what would it take? from headers alone
        server chat [--url URL | launch options]     talk with a model in this terminal
        server batch IN.jsonl OUT.jsonl [options]    answer a file of requests
        server eval [--url URL] [options]            ask a running server the tasks of the built-in model
@@ -36,16 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case ["--version" | "-V" | "version", *_]:
                 print(f"srt {__version__}")
                 return 0
-            case ["launch", *options]:
-                return _launch(options)
-            case ["eval", *options]:
-                return _evaluate(options)
-            case ["chat", *options]:
-                return _chat(options)
-            case ["batch", *options]:
-                return _batch(options)
-            case ["convert", *options]:
-                return _convert(options)
+            case [word, *options] if word in COMMANDS:
+                return COMMANDS[word](options)
             case [word, *_]:
                 raise StartupError(f"unknown command {word!r}; `server launch --help` shows what there is")
             case _:
@@ -53,6 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StartupError as error:
         print(f"server: error: {error}", file=sys.stderr)
         return 1
+
+
+def _plan(options: Sequence[str]) -> int:
+    from srt.launch.planning import main as plan  # here: a server has no use for it
+
+    return plan(options)
 
 
 def _convert(options: Sequence[str]) -> int:
@@ -104,6 +104,17 @@ def _batch(options: Sequence[str]) -> int:
     from srt.commands.batch import run
 
     return run(options, os.environ.get("SRT_API_KEY"))
+
+
+COMMANDS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
+    "launch": _launch,
+    "plan": _plan,
+    "eval": _evaluate,
+    "chat": _chat,
+    "batch": _batch,
+    "convert": _convert,
+}
+"""What each command runs."""
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from srt.api.render import Render
 from srt.api.requestlog import RequestLog
 from srt.api.responses.endpoint import Responses
 from srt.api.schema import MAX_RID_CHARACTERS
+from srt.api.score import Score
 from srt.api.service import Service
 from srt.api.tickets import ClientGone
 from srt.errors import ErrorCode, ServingError
@@ -77,6 +78,7 @@ def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
         Route("/v1/responses/{response_id}", ("DELETE",), key, responses.delete),
         Route("/v1/responses/{response_id}/cancel", post, key, responses.cancel),
         Route("/v1/responses/{response_id}/input_items", get, key, responses.list_input),
+        Route("/v1/score", post, key, Score(service)),
         Route("/v1/messages", post, key, messages.create, ANTHROPIC),
         Route("/v1/messages/count_tokens", post, key, messages.count_tokens, ANTHROPIC),
         Route("/", get, Access.OPEN, StaticFile("chat.html")),

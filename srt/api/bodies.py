@@ -198,6 +198,17 @@ class AbortBody(StrictBody, frozen=True):
     abort_message: str | None = None
 
 
+class ScoreBody(StrictBody, frozen=True, kw_only=True):
+    """Body of /v1/score."""
+
+    query: str | list[int]
+    items: str | list[str | list[int]]
+    label_token_ids: list[int]
+    model: str | None = None
+    apply_softmax: bool | None = None
+    item_first: bool | None = None
+
+
 class ProfileBody(StrictBody, frozen=True):
     """Body of /start_profile."""
 

@@ -31,6 +31,7 @@ class Body(Enum):
     COUNT_TOKENS = "k"
     RESPONSES = "r"
     INPUT_TOKENS = "i"
+    SCORE = "e"
 
 
 NESTED: Final = {"sampling_params": Body.SAMPLING, "stream_options": Body.STREAM_OPTIONS}
@@ -136,7 +137,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("top_logprobs_num", "g", "how many of the most likely tokens at each position, 0 to 128"),
     _honoured("token_ids_logprob", "g", "at most 128 tokens whose log probability is told at each position"),
     _honoured("return_text_in_logprobs", "g", "with the text of each token; default false"),
-    _honoured("model", "pctdmkri", "the served model name, its path, or 'default'"),
+    _honoured("model", "pctdmkrie", "the served model name, its path, or 'default'"),
     _honoured("stream", "gpcmr", "server-sent events instead of one body"),
     _honoured("stream_options", "pc", "include_usage, continuous_usage_stats"),
     _honoured("include_usage", "o", "one more chunk with the usage at the end"),
@@ -152,6 +153,12 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("speculative", "gpc", "off: guess no tokens ahead for this call; the answer is the same"),
     _honoured("abort_all", "a", "abort every request"),
     _honoured("abort_message", "a", "text for the finish_reason of what is aborted"),
+    # --- label scoring
+    _honoured("query", "e", "what every prompt has: text, or token ids"),
+    _honoured("items", "e", "what each prompt has of its own: a text, texts, or lists of token ids"),
+    _honoured("label_token_ids", "e", "tokens whose probability behind the prompt is told; 1 to 128"),
+    _honoured("apply_softmax", "e", "probabilities among the labels alone; default false"),
+    _honoured("item_first", "e", "the item comes before the query; default false"),
     # --- the Responses API
     _honoured("input", "ri", "a text, or items: message, function_call, function_call_output, reasoning"),
     _honoured("instructions", "ri", "a system message before the conversation; not carried over to the next response"),

@@ -190,10 +190,10 @@ class Schema:
             raise invalid(f"exactly one of 'text' and 'input_ids' is required, got {found}", "text")
         if body.input_ids is not None:
             packed, batch = self.token_lists(body.input_ids, "input_ids")
-            return self._batch([TokenPrompt(ids) for ids in packed], "input_ids"), batch
+            return self.batch([TokenPrompt(ids) for ids in packed], "input_ids"), batch
         match body.text:
             case list() as texts:
-                return self._batch([_text(text, f"text[{index}]") for index, text in enumerate(texts)], "text"), True
+                return self.batch([_text(text, f"text[{index}]") for index, text in enumerate(texts)], "text"), True
             case text:
                 assert text is not None
                 return (_text(text, "text"),), False
@@ -204,12 +204,13 @@ class Schema:
                 return (_text(text, "prompt"),)
             case [str(), *_]:
                 prompts = [_text(text, f"prompt[{index}]") for index, text in enumerate(_all_texts(given))]
-                return self._batch(prompts, "prompt")
+                return self.batch(prompts, "prompt")
             case _:
                 packed, _nested = self.token_lists(_no_texts(given), "prompt")
-                return self._batch([TokenPrompt(ids) for ids in packed], "prompt")
+                return self.batch([TokenPrompt(ids) for ids in packed], "prompt")
 
-    def _batch(self, prompts: list[V], name: str) -> tuple[V, ...]:
+    def batch(self, prompts: list[V], name: str) -> tuple[V, ...]:
+        """Prompts of one call, of which there must not be too many."""
         if not prompts:
             raise invalid(f"'{name}' is empty", name)
         if len(prompts) > self._batch_limit:

@@ -37,9 +37,6 @@ NO_CLUSTER: Final = "one machine, one replica, --tp-size workers is all that thi
 NO_TRACE: Final = "traces are not exported; /metrics and --log-requests are what there is to look at"
 CHOSEN: Final = "this backend is chosen from the device and the weights, and printed at start-up"
 NO_GRAPHS: Final = "a CPU has no CUDA graphs to size"
-NO_FRACTION: Final = (
-    "memory is planned, not given as a fraction: say --context-length and --max-running-requests, or --max-total-tokens"
-)
 
 FOREIGN: Final[tuple[Foreign, ...]] = (
     # --- what happens anyway ---
@@ -57,7 +54,6 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _noted("a model that takes images is always served with them", "--enable-multimodal"),
     _noted("no warm-up request is sent through the server", "--skip-server-warmup"),
     # --- memory and scheduling ---
-    _refused(NO_FRACTION, "--mem-fraction-static", "--gpu-memory-utilization"),
     _refused("give the size of the KV pool in tokens: --max-total-tokens", "--kv-cache-memory-bytes"),
     _refused("a step's prompt tokens are bounded by --chunked-prefill-size", "--max-prefill-tokens"),
     _refused("how much of their limits requests will use is learned as they end", "--schedule-conservativeness"),

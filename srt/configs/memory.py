@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from srt.configs.geometry import MTP, VISION
 from srt.configs.plan import ModelFacts, WeightKind
+from srt.errors import StartupError
 
 ITEM_BYTES: Final = {"bfloat16": 2, "float16": 2, "float32": 4, "fp8_e4m3": 1}
 PANEL_ROWS: Final = 32
@@ -71,7 +72,33 @@ def _stored(form: str, rows: int, columns: int, item_bytes: int) -> int:
     return size + (4 * -(-rows // 128) * -(-columns // 128) if form == "fp8" else rows * columns // 16)
 
 
+def check_split(model: ModelFacts, ranks: int, expert_groups: int) -> None:
+    """Raises: StartupError that names the sizes that work, if coded experts do not split over the ranks as asked."""
+    for kind in model.weights:
+        grain, parts = WIDTH_GRAIN.get(kind.format, 1), ranks // expert_groups
+        if kind.stack == 1 or kind.split != "columns" or parts <= 1 or kind.columns % (parts * grain) == 0:
+            continue
+        legal = [size for size in range(1, kind.columns + 1) if size == 1 or kind.columns % (size * grain) == 0]
+        raise StartupError(
+            f"an expert width of {kind.columns} in {kind.format} does not split over {parts} ranks "
+            f"(--tp-size {ranks} / --ep-size {expert_groups}) at multiples of {grain}; "
+            f"it splits over {', '.join(map(str, legal))}"
+        )
+
+
 def position_bytes(model: ModelFacts, context: int, modules: int) -> int:
     """Bytes of the rotary tables of one rank: in float32, a row for each position of a request and one more."""
     values = model.activations.rotary_values + (model.activations.draft_rotary_values if modules else 0)
     return 4 * values * (context + 1)
+
+
+def step_bytes(model: ModelFacts, tokens: int, rows: int, item_bytes: int) -> int:
+    """An estimate of what the largest step of one rank needs: activations of `tokens`, and logits of `rows` in float32,
+    twice because sampling works on a copy."""
+    return tokens * model.activations.token_values * item_bytes + 2 * 4 * rows * model.activations.logit_values
+
+
+GRAPHS_BYTES: Final = 512 << 20
+"""An estimate of what captured CUDA graphs hold on one GPU."""
+CONTEXT_BYTES: Final = 640 << 20
+"""An estimate of what the driver, the libraries and their kernels hold on one GPU."""

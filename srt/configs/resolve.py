@@ -11,7 +11,16 @@ from typing import Final
 import msgspec
 
 from srt.configs.drafting import kv_groups, resolve_drafting
-from srt.configs.memory import ITEM_BYTES, Spread, position_bytes, weight_parts
+from srt.configs.memory import (
+    CONTEXT_BYTES,
+    GRAPHS_BYTES,
+    ITEM_BYTES,
+    Spread,
+    check_split,
+    position_bytes,
+    step_bytes,
+    weight_parts,
+)
 from srt.configs.plan import DeviceFacts, DraftTraits, GroupPlan, KVGroupSpec, ModelFacts, RuntimePlan
 from srt.configs.pools import Limits, PoolRequest, Pools, plan_pools
 from srt.configs.server import ServerConfig
@@ -19,8 +28,9 @@ from srt.configs.startup_table import Reasons, human, startup_table
 from srt.errors import StartupError
 from srt.formats.description import STEP
 
-MEMORY_SHARE: Final = 0.9
-"""Share of free memory that weights and KV may take; the rest is for the processes and activations."""
+MEMORY_SHARE: Final = {"cpu": 0.9, "cuda": 0.97}
+"""Share of free memory that the plan may fill. On a CPU the rest is for the processes and activations; on a GPU these
+are planned, and the rest is for what the allocator cannot use."""
 CPU_RUNNING_REQUESTS: Final = 64
 CPU_CHUNK_TOKENS: Final = 512
 IMAGE_PROCESSES_MAX: Final = 4
@@ -41,8 +51,9 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
     drafting = resolve_drafting(server, model)
     groups = kv_groups(model, drafting.traits)
     _check_ranks(server, groups)
+    check_split(model, server.tp_size, server.ep_size)
     weights = _weights(server, model, dtype, device, drafting.traits)
-    kept = _kept(server, model, limits.context, drafting.traits)
+    kept = _kept(server, model, device, limits, drafting.traits)
     request = PoolRequest(
         groups=groups,
         dtype=kv_dtype,
@@ -78,7 +89,8 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
         reasoning_format=_format(server.reasoning_parser, model),
         call_format=_format(server.tool_call_parser, model),
     )
-    plan = msgspec.structs.replace(plan, memory=_memory(plan, weights))
+    final = msgspec.structs.replace(limits, context=context, running=running, chunk=chunk)
+    plan = msgspec.structs.replace(plan, memory=_memory(plan, weights, final))
     reasons = Reasons(
         dtype=dtype_reason,
         context=context_reason,
@@ -100,11 +112,11 @@ def _format(asked: str, model: ModelFacts) -> str:
             return name
 
 
-def _memory(plan: RuntimePlan, weights: dict[str, int]) -> dict[str, int]:
+def _memory(plan: RuntimePlan, weights: dict[str, int], limits: Limits) -> dict[str, int]:
     """Planned bytes of all that the plan fixes, by part."""
     pools = {f"KV: {one.name}": (one.pages + 1) * one.page_bytes * plan.server.tp_size for one in plan.groups}
     parts = {f"weights: {part}": size for part, size in weights.items()}
-    return parts | _kept(plan.server, plan.model, plan.context_length, plan.drafting) | pools
+    return parts | _kept(plan.server, plan.model, plan.device, limits, plan.drafting) | pools
 
 
 def _check_ranks(server: ServerConfig, groups: tuple[KVGroupSpec, ...]) -> None:
@@ -130,11 +142,19 @@ def _weights(
     return weight_parts(model, spread, drafting.modules, tower=model.has_vision)
 
 
-def _kept(server: ServerConfig, model: ModelFacts, context: int, drafting: DraftTraits) -> dict[str, int]:
-    """Bytes of what else stays, over all ranks: rotary tables up to `context`, features of images."""
-    tables = {"position tables": position_bytes(model, context, drafting.modules) * server.tp_size}
-    features = {"image features": server.encoder_cache_bytes * server.tp_size} if model.has_vision else {}
-    return {part: size for part, size in (tables | features).items() if size}
+def _kept(
+    server: ServerConfig, model: ModelFacts, device: DeviceFacts, limits: Limits, drafting: DraftTraits
+) -> dict[str, int]:
+    """Bytes of what else stays, over all ranks: rotary tables, features of images; on a GPU also what steps, graphs and
+    the driver need, by estimate."""
+    tables = {"position tables": position_bytes(model, limits.context, drafting.modules)}
+    features = {"image features": server.encoder_cache_bytes} if model.has_vision else {}
+    estimates = {}
+    if device.device == "cuda":
+        rows = limits.running * (1 + drafting.drafts)
+        largest = step_bytes(model, limits.chunk + rows, rows, ITEM_BYTES[_dtype(server, model)[0]])
+        estimates = {"largest step": largest, "graphs": GRAPHS_BYTES, "driver": CONTEXT_BYTES}
+    return {part: size * server.tp_size for part, size in (tables | features | estimates).items() if size}
 
 
 def _check_quantization(server: ServerConfig, model: ModelFacts) -> None:
@@ -169,14 +189,21 @@ def _limits(server: ServerConfig, model: ModelFacts) -> Limits:
     )
 
 
+def memory_of(server: ServerConfig, device: DeviceFacts) -> int:
+    """Bytes that the plan may fill over all ranks: on a CPU they share one memory, each GPU has its own."""
+    share = MEMORY_SHARE[device.device] if server.mem_fraction_static is None else server.mem_fraction_static
+    return int(device.memory_bytes * share) * (1 if device.device == "cpu" else server.tp_size)
+
+
 def _room(server: ServerConfig, weights: dict[str, int], kept: dict[str, int], dtype: str, device: DeviceFacts) -> int:
     """Bytes that are left for KV."""
-    room = int(device.memory_bytes * MEMORY_SHARE) - sum(weights.values()) - sum(kept.values())
+    filled = memory_of(server, device)
+    room = filled - sum(weights.values()) - sum(kept.values())
     if room <= 0:
         beside = "".join(f", {part} {human(size)}" for part, size in kept.items())
         raise StartupError(
             f"the weights need {human(sum(weights.values()))} in {dtype}{beside}; "
-            f"{human(device.memory_bytes)} of memory are free"
+            f"{human(filled)} of {human(device.memory_bytes)} may be filled"
         )
     return room
 

@@ -210,6 +210,18 @@ class ServerConfig(msgspec.Struct, frozen=True):
             unset="from free memory",
         ),
     ] = None
+    mem_fraction_static: Annotated[
+        float | None,
+        Option(
+            MEMORY,
+            "Share of the free memory that the plan may fill. A last resort: say context length and running requests, "
+            "and `server plan` says what they take.",
+            peer_names=("--gpu-memory-utilization",),
+            minimum=0.05,
+            maximum=1,
+            unset="0.9 on a CPU, 0.97 on a GPU, where steps and graphs are planned too",
+        ),
+    ] = None
     swa_full_tokens_ratio: Annotated[
         float | None,
         Option(

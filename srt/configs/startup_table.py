@@ -152,6 +152,10 @@ def _part_reason(plan: RuntimePlan, part: str) -> str:
             return f"rotations of {plan.context_length} positions in float32"
         case "image features":
             return "--encoder-cache-bytes, on each rank"
+        case "largest step":
+            return f"activations of {plan.max_step_tokens} tokens and their logits, estimated"
+        case "graphs" | "driver":
+            return "estimated"
         case _:
             return f"in {plan.dtype}"
 

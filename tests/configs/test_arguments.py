@@ -78,7 +78,8 @@ def test_every_option_arrives_under_every_name(field: object) -> None:
         (["extra"], "unexpected argument 'extra'"),
         (["--port"], "--port: expected one argument"),
         (["--model-path", ""], "--model-path is empty"),
-        (["--mem-fraction-static", "0.8"], "--mem-fraction-static 0.8 is refused: memory is planned"),
+        (["--mem-fraction-static", "1.8"], "--mem-fraction-static is 1.8; the largest value is 1"),
+        (["--kv-cache-memory-bytes", "9"], "--kv-cache-memory-bytes 9 is refused: give the size of the KV pool"),
         (["--speculative-algorithm", "medusa"], "--speculative-algorithm is 'medusa'; it must be one of"),
         (["--speculative-eagle-topk", "4"], "--speculative-eagle-topk 4 is refused: guesses form a chain"),
         (["--kv-cache-dtype", "int8"], "--kv-cache-dtype is 'int8'"),
@@ -171,7 +172,7 @@ def test_help_teaches_every_option_with_its_default_and_examples() -> None:
         assert field.flag in shown
         assert field.default_text.split()[0] in shown
     assert "examples:" in shown
-    assert "--mem-fraction-static" not in shown
+    assert "--kv-cache-memory-bytes" not in shown
 
 
 def test_the_page_of_options_is_not_stale() -> None:

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srt.configs.plan import DeviceFacts, KVGroupSpec, ModelFacts, RuntimePlan
+from srt.configs.memory import check_split
+from srt.configs.plan import DeviceFacts, KVGroupSpec, ModelFacts, RuntimePlan, WeightKind
 from srt.configs.pools import CPU_KV_BYTES
 from srt.configs.resolve import MEMORY_SHARE, resolve
 from srt.configs.server import ServerConfig
+from srt.configs.startup_table import human
 from srt.errors import StartupError
 from tests.support.resolved import DEVICE, MODEL, PLAIN, kinds, make_plan
 
@@ -87,14 +89,14 @@ def test_little_memory_shortens_the_context() -> None:
 
 
 def test_weights_that_do_not_fit_are_refused_with_both_numbers() -> None:
-    with pytest.raises(StartupError, match=r"weights need 4\.8 MiB in bfloat16; 1\.0 MiB of memory are free"):
+    with pytest.raises(StartupError, match=r"weights need 4\.8 MiB in bfloat16; 921\.6 KiB of 1\.0 MiB may be filled"):
         with_memory(1 << 20)
 
 
 def test_tokens_that_do_not_fit_are_refused_with_what_would() -> None:
     with pytest.raises(StartupError, match=r"tokens of KV need .* are left after the weights; --max-total-tokens \d+"):
         with_memory(64 << 20, max_total_tokens=1_000_000)
-    fitting = 16 * ((int((64 << 20) * MEMORY_SHARE) - 5_000_000 - 20480) // (1280 * 16))
+    fitting = 16 * ((int((64 << 20) * MEMORY_SHARE["cpu"]) - 5_000_000 - 20480) // (1280 * 16))
     assert group(with_memory(64 << 20, max_total_tokens=fitting), "full") == fitting
 
 
@@ -149,6 +151,33 @@ def test_a_checkpoint_in_float16_is_computed_in_bfloat16() -> None:
 def test_an_unknown_storage_format_is_refused() -> None:
     with pytest.raises(StartupError, match="stored in float8_e4m3fn"):
         resolve(ServerConfig(model_path="x"), msgspec.structs.replace(MODEL, dtype="float8_e4m3fn"), DEVICE)
+
+
+def test_a_share_of_the_memory_is_the_last_resort() -> None:
+    with pytest.raises(StartupError, match=r"weights need 4\.8 MiB in bfloat16; 4\.0 MiB of 8\.0 MiB may be filled"):
+        with_memory(8 << 20, mem_fraction_static=0.5)
+    wide, narrow = (with_memory(64 << 20, mem_fraction_static=share) for share in (1.0, 0.5))
+    assert sum(narrow.memory.values()) <= 32 << 20 < sum(wide.memory.values()) <= 64 << 20
+
+
+def test_the_plan_names_every_part_and_the_table_adds_them_up() -> None:
+    plan = make_plan(speculative_algorithm="mtp")
+    assert list(plan.memory) == ["weights: text", "weights: mtp", "KV: full", "KV: sliding", "KV: draft"]
+    assert row(plan, "sum").startswith(human(sum(plan.memory.values())))
+
+
+@pytest.mark.parametrize(("ranks", "groups"), [(1, 1), (2, 1), (10, 1), (8, 4), (2, 2)])
+def test_coded_experts_split_at_whole_blocks(ranks: int, groups: int) -> None:
+    wide = WeightKind("routed experts", 64, 1280, format="fp8", stack=8, split="columns")
+    check_split(msgspec.structs.replace(MODEL, weights=(wide,)), ranks, groups)
+
+
+@pytest.mark.parametrize(("ranks", "groups"), [(4, 1), (8, 2), (8, 1)])
+def test_coded_experts_that_do_not_split_are_refused_before_anything_starts(ranks: int, groups: int) -> None:
+    wide = WeightKind("routed experts", 64, 1280, format="fp8", stack=8, split="columns")
+    parts = ranks // groups
+    with pytest.raises(StartupError, match=rf"does not split over {parts} ranks .* it splits over 1, 2, 5, 10$"):
+        check_split(msgspec.structs.replace(MODEL, weights=(wide,)), ranks, groups)
 
 
 def test_a_given_seed_is_kept_and_a_drawn_one_is_printed() -> None:
