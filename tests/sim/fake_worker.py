@@ -100,6 +100,7 @@ class FakeWorker:
     ) -> None:
         self.modules = modules
         self.luck = luck
+        self.context = 1 << 30
         self.dice = random.Random(rows)
         self.guesses = self.right_guesses = 0
         self.page_size = page_size
@@ -136,6 +137,7 @@ class FakeWorker:
             row = self.rows[index]
             assert row.computed + count <= len(row.tokens), "a row computes tokens that it does not know"
             before, known = row.computed, len(row.tokens)
+            assert not guesses or before + count + guesses < self.context, "a guess lies behind the last position"
             values = self._compute(row, count, guesses)
             if emits:
                 assert row.computed == len(row.tokens), "a row emits before it has computed all it knows"

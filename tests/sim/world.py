@@ -71,6 +71,7 @@ class World:
         assert window is not None
         pages = [group.pages for group in plan.groups]
         self.worker = FakeWorker(plan.page_size, window, pages, plan.max_running_requests, plan.drafting.modules)
+        self.worker.context = plan.context_length
         self.results: deque[StepResult] = deque()
         self.clients: dict[str, Client] = {}
         self.sent = 0
