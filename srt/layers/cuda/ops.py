@@ -15,12 +15,10 @@ from srt.layers.ops import Choice
 
 ACTIVATION_COLUMNS: Final = 1024
 LOGIT_COLUMNS: Final = 4096
-FEW_TOKENS: Final = 64
-"""Up to so many tokens a router's products are shared out along K too, or most of the GPU would look on."""
-ROUTER_SHARES: Final = 8
-ROUTER_STEP: Final = 64
-LONG_STEP: Final = 512
-"""Columns of a step where few tokens are routed: one step a program, all of it under way at once."""
+ROUTER_PROGRAMS: Final = 288
+"""Of a router's products: with few tokens they are shared out along K too, or most of the GPU would look on."""
+MOST_SHARES: Final = 8
+ROUTER_STEP: Final = 128
 
 
 class TritonOps:
@@ -68,15 +66,14 @@ class TritonOps:
         weights = torch.empty(tokens, top_k, dtype=torch.float32, device=x.device)
         if not tokens:
             return Choice(ids, weights)
-        few = tokens <= FEW_TOKENS
-        rows, columns = (16, 16) if few else (64, 32)
-        shares = min(ROUTER_SHARES, triton.cdiv(size, ROUTER_STEP)) if few else 1
+        rows, columns = (max(16, min(64, triton.next_power_of_2(tokens))), 16 if tokens <= 64 else 32)
+        blocks = triton.cdiv(tokens, rows) * triton.cdiv(experts, columns)
+        shares = max(1, min(MOST_SHARES, ROUTER_PROGRAMS // blocks, triton.cdiv(size, ROUTER_STEP)))
         share = triton.cdiv(triton.cdiv(size, shares), ROUTER_STEP) * ROUTER_STEP
-        step = min(LONG_STEP, triton.next_power_of_2(share)) if few else ROUTER_STEP
         partial = torch.empty(shares, tokens, experts, dtype=torch.float32, device=x.device)
         kernels.router_logits_kernel[triton.cdiv(tokens, rows), triton.cdiv(experts, columns), shares](
             x, x.stride(0), packed, partial, tokens,
-            SIZE=size, EXPERTS=experts, SHARE=share, ROWS=rows, COLUMNS=columns, STEP=step, **self._launch,
+            SIZE=size, EXPERTS=experts, SHARE=share, ROWS=rows, COLUMNS=columns, STEP=ROUTER_STEP, **self._launch,
         )  # fmt: skip
         kernels.choose_kernel[tokens,](
             partial, bias, ids, weights, tokens, factor,

@@ -69,7 +69,16 @@ def router_logits_kernel(
         b = tl.load(
             weight + columns[None, :] * SIZE + steps[:, None], mask=inside[None, :] & within[:, None], other=0.0
         )
-        total = tl.dot(a.to(tl.float32), b, total, input_precision="tf32x3")
+        if a.dtype == tl.bfloat16:
+            # Three bfloat16 numbers are a float32 one; x is exact, so only the sums round.
+            high = b.to(tl.bfloat16)
+            rest = b - high.to(tl.float32)
+            middle = rest.to(tl.bfloat16)
+            total = tl.dot(a, high, total)
+            total = tl.dot(a, middle, total)
+            total = tl.dot(a, (rest - middle.to(tl.float32)).to(tl.bfloat16), total)
+        else:
+            total = tl.dot(a.to(tl.float32), b, total, input_precision="ieee")
     target = partial + (share.to(tl.int64) * tokens + rows[:, None]) * EXPERTS + columns[None, :]
     tl.store(target, total, mask=live[:, None] & inside[None, :])
 

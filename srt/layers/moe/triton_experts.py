@@ -169,15 +169,15 @@ class TritonExperts:
         """[T, H] -> [T, H]."""
         if not hidden.shape[0]:
             return torch.empty_like(hidden)
+        if hidden.shape[0] == 1:
+            inner = self._linear.product(hidden, shared.tensors["gate_up.weight"][0])
+            return self._linear.product(
+                self._ops.gated_silu(inner, shared.shape.limit), shared.tensors["down.weight"][0]
+            )
         tiles = dense_tiles(hidden.shape[0], self._hopper)
         plan = unsorted(hidden, DENSE, -(-hidden.shape[0] // tiles.rows), tiles.rows)
         inner = gate_up(PLAIN, hidden, shared, plan, tiles.gate_up, 1)
         return down(PLAIN, inner, shared, plan, tiles.down)
-
-    def run_shared(self, hidden: Tensor, shared: PackedExperts) -> Tensor:
-        """[T, H] -> [T, H]."""
-        gate_up = self._linear.product(hidden, shared.tensors["gate_up"])
-        return self._linear.product(self._ops.gated_silu(gate_up, shared.shape.limit), shared.tensors["down"])
 
     def _pairs(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         """Every chosen expert's output: [T, H] -> [T * K, H]; rows of experts elsewhere are not written."""

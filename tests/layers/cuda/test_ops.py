@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from srt.layers.cuda.ops import FEW_TOKENS, TritonOps
+from srt.layers.cuda.ops import TritonOps
 from srt.layers.ops import TorchOps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,7 +44,7 @@ def test_the_activation_equals_plain_torch(dtype: torch.dtype, limit: float | No
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", [1, 5, FEW_TOKENS + 3])
+@pytest.mark.parametrize("tokens", [1, 5, 67])
 def test_routing_chooses_the_experts_that_plain_torch_chooses(dtype: torch.dtype, tokens: int) -> None:
     size, experts = 200, 37
     x, weight, bias = random(tokens, size, dtype=dtype), random(experts, size) * 0.1, random(experts)
