@@ -278,8 +278,8 @@ def _engine(
     proposer: DeviceProposer = NoDeviceGuesses()
     if parts.draft is not None:
         proposer = DeviceWindows(parts.draft, parts.draft_kv, device_rows, ops, hidden_size, parts.tools.dtype)
-    depth = plan.drafting.drafts if kind == "graphs" else None
-    return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, depth)
+    shape = (plan.drafting.drafts, plan.chunked_prefill_size) if kind == "graphs" else None
+    return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape)
 
 
 def build_rows(kind: str) -> type[DeviceRows]:

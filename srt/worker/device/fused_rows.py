@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 import torch
-import triton
 from torch import Tensor
 
 from srt.layers.batch import ForwardBatch
@@ -23,7 +22,7 @@ class FusedRows(DeviceRows):
     def begin(self, layout: Layout) -> DeviceStep:
         """What a layout means now."""
         rows, emits, tokens = len(layout.rows), len(layout.emits), layout.tokens
-        if tokens > MOST_TOKENS:
+        if max(tokens, rows) > MOST_TOKENS:
             return super().begin(layout)
         long = torch.empty(2 * tokens + rows + 2 * emits + 1, dtype=torch.int64, device=self.device)
         ids, positions, starts, known, drafted, fault = long.split([tokens, tokens, rows, emits, emits, 1])
@@ -62,4 +61,5 @@ class FusedRows(DeviceRows):
 
 
 def _power(number: int) -> int:
-    return int(triton.next_power_of_2(max(1, number)))
+    """Room for so many: one of three sizes, or each number would be compiled for."""
+    return next(size for size in (16, 256, MOST_TOKENS) if size >= number)

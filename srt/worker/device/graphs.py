@@ -1,4 +1,6 @@
-"""CUDA graphs: steps of decodes recorded once for a number of rows, and played back for others.
+"""What is made ready while a server is idle: kernels for prompts of all sizes, and CUDA graphs of decodes.
+
+CUDA graphs: steps of decodes recorded once for a number of rows, and played back for others.
 
 A record is made for rows that belong to nobody. To play it, the rows of a plan are written where it reads them, and it
 is filled up with nobody where the plan has fewer. What it leaves is read from the same places each time.
@@ -20,6 +22,8 @@ from srt.worker.device.rows import DeviceOutcome
 
 FINE: Final = 8
 """Up to so many rows every number has a record; beyond, an eighth of the number may be filled up."""
+PROMPTS: Final = (16, 64, 256, 1024)
+"""Sizes of prompts, in tokens, that need kernels of their own, beside the largest chunk."""
 Replay = Callable[[], None]
 
 
@@ -45,8 +49,9 @@ class Record:
 class Graphs:
     """Records of decodes by number of rows, without guesses and with as many as the drafter has."""
 
-    def __init__(self, passes: Passes, most_rows: int, depth: int) -> None:
+    def __init__(self, passes: Passes, most_rows: int, depth: int, chunk: int) -> None:
         self._passes = passes
+        self._prompts = [size for size in PROMPTS if size < chunk] + [chunk]
         self._records: dict[tuple[int, int], Record] = {}
         self._sizes = sizes(most_rows)
         self._left = [(size, drafts) for size in self._sizes for drafts in ({0, depth})]
@@ -56,11 +61,19 @@ class Graphs:
 
     @property
     def left(self) -> int:
-        """Records that are still to be made."""
-        return len(self._left)
+        """Pieces of work for `prepare_next`."""
+        return len(self._prompts) + len(self._left)
+
+    def prepare_next(self) -> None:
+        """Rehearse one more size of prompts, or else make one more record. Waits for the device."""
+        if self._prompts:
+            self._passes.rehearse(self._prompts.pop(0))
+        else:
+            self.record_next()
 
     def keep(self, sizes: Container[int]) -> None:
-        """Make no more records but those for these numbers of rows."""
+        """Rehearse nothing more, and make no more records but those for these numbers of rows."""
+        self._prompts.clear()
         self._left = [shape for shape in self._left if shape[0] in sizes]
 
     def find(self, plan: StepPlan) -> Record | None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from srt.layers.batch import KVLayer, PlacedFeatures
 from srt.layers.ops import Ops
 from srt.models.contract import LanguageModel
-from srt.worker.device.layout import Layout
+from srt.worker.device.layout import Layout, layout_of
 from srt.worker.device.mtp import DeviceProposer
 from srt.worker.device.rows import DeviceOutcome, DeviceRows, DeviceStep
 from srt.worker.device.sampler import Draws, sample
@@ -63,6 +65,17 @@ class Passes:
         step, layout = passed.step, passed.step.layout
         positions = step.known[layout.wanted_rows] + layout.wanted_offsets
         return self.rows.end(step, *sample(passed.logits, positions, draws, self._ops))
+
+    def rehearse(self, tokens: int) -> None:
+        """Compute a prompt of so many tokens for nobody: whatever kernels it needs are compiled then."""
+        nobody, counts = np.array([self.rows.nobody]), np.array([min(tokens, self.rows.context_length)])
+        layout = layout_of(nobody, counts, np.array([True]), np.zeros(1, np.int64), self.rows.device)
+        passed = self.compute(layout, self.windows(layout))
+        outcome = self.take_largest(passed)
+        if passed.windows is not None:
+            self.guess(outcome, passed)
+        if self.rows.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def guess(self, outcome: DeviceOutcome, passed: Passed) -> None:
         """Guess behind a step."""

@@ -10,13 +10,13 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["R", "E", "T"])  # type: ignore[untyped-decorator]
 def begin_kernel(
     rows: tl.tensor, counts: tl.tensor, widths: tl.tensor, drafts: tl.tensor, emits: tl.tensor, token_rows: tl.tensor,
     offsets: tl.tensor, state: tl.tensor, tokens: tl.tensor, tokens_stride: tl.tensor, tables: tl.tensor,
     group_stride: tl.tensor, line_stride: tl.tensor, last: tl.tensor, starts: tl.tensor, kv_lens: tl.tensor,
     known: tl.tensor, drafted: tl.tensor, fault: tl.tensor, ids: tl.tensor, positions: tl.tensor, slots: tl.tensor,
-    R: tl.constexpr, E: tl.constexpr, T: tl.constexpr, GROUPS: tl.constexpr, PAGE: tl.constexpr,
+    R: tl.tensor, E: tl.tensor, T: tl.tensor, GROUPS: tl.constexpr, PAGE: tl.constexpr,
     ROWS: tl.constexpr, EMITS: tl.constexpr, TOKENS: tl.constexpr,
 ) -> None:  # fmt: skip
     """What a layout means now: starts, lengths, guesses to check; ids, positions and slots of all tokens."""
@@ -49,12 +49,12 @@ def begin_kernel(
         tl.store(slots + group * T + t, slot, mask=t < T)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["R", "WANTED"])  # type: ignore[untyped-decorator]
 def end_kernel(
     rows: tl.tensor, counts: tl.tensor, firsts: tl.tensor, starts: tl.tensor, known: tl.tensor, drafted: tl.tensor,
     fault: tl.tensor, sampled: tl.tensor, finite: tl.tensor, state: tl.tensor, tokens: tl.tensor,
     tokens_stride: tl.tensor, nobody: tl.tensor, computed: tl.tensor, after: tl.tensor, accepted: tl.tensor,
-    report: tl.tensor, R: tl.constexpr, WANTED: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr,
+    report: tl.tensor, R: tl.tensor, WANTED: tl.tensor, DEPTH: tl.constexpr, ROWS: tl.constexpr,
     LOGITS: tl.constexpr,
 ) -> None:  # fmt: skip
     """What a step in which every row sampled leaves in the rows, and the report on it."""

@@ -58,15 +58,15 @@ class DeviceRunner:
         host: HostRows,
         images: RowImages | None = None,
         proposer: DeviceProposer | None = None,
-        graph_depth: int | None = None,
+        graph_shape: tuple[int, int] | None = None,
     ) -> None:
-        """`host` samples what the device cannot; `graph_depth`: the guesses of a row in steps that are recorded, None
-        records nothing."""
+        """`host` samples what the device cannot. `graph_shape`: the guesses of a row in steps that are recorded, and
+        the largest chunk of a prompt; None prepares nothing."""
         self._host = host
         self.passes = Passes(model, kv, rows, ops, NoDeviceGuesses() if proposer is None else proposer)
         self.rows = rows
         self.images: RowImages = NoImages() if images is None else images
-        self.graphs = None if graph_depth is None else Graphs(self.passes, rows.nobody, graph_depth)
+        self.graphs = None if graph_shape is None else Graphs(self.passes, rows.nobody, *graph_shape)
         self._sampling = RowSampling(rows.device, rows.nobody)
         self._clock: Clock = clock_of(rows.device)
         self._enqueued: deque[Enqueued] = deque()
@@ -101,7 +101,7 @@ class DeviceRunner:
         """Do a piece of that work; takes some tens of milliseconds."""
         if self.graphs is not None and self.graphs.left:
             with torch.inference_mode():
-                self.graphs.record_next()
+                self.graphs.prepare_next()
 
     @property
     def busy(self) -> bool:

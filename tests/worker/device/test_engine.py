@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from srt.configs.plan import DraftTraits
 from srt.errors import ProcessLost
 from srt.layers.ops import TorchOps
 from srt.messages import LogprobSpec, PageUpdate, RowStart, SamplingSpec, StepPlan
@@ -160,6 +161,17 @@ def first(count: int, emits: bool, tokens: int = 5) -> StepPlan:
     begin = RowStart(0, np.arange(8, 8 + tokens, dtype="<i4").tobytes(), 0, tokens, GREEDY)
     pages = [PageUpdate(group, [0], [0], [1], [1]) for group in range(2)]
     return StepPlan(1, [0], [count], [emits], [begin], pages)
+
+
+@pytest.mark.parametrize("drafting", [NO_DRAFTS, MTP])
+def test_a_rehearsal_leaves_no_trace(checkpoint: Path, tmp_path: Path, drafting: DraftTraits) -> None:
+    expected = answers(Steps(plan_for(checkpoint), tmp_path, picks=on_host()))
+    steps = Steps(plan_for(checkpoint, drafting=drafting), tmp_path, picks=on_device())
+    assert isinstance(steps.runner, DeviceRunner)
+    with torch.inference_mode():
+        for tokens in (1, 40, 5000):
+            steps.runner.passes.rehearse(tokens)
+    assert answers(steps, drafting.drafts) == expected
 
 
 def test_results_come_in_the_order_of_plans_and_only_once(checkpoint: Path, tmp_path: Path) -> None:
