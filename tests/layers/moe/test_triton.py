@@ -163,14 +163,15 @@ def test_experts_of_other_ranks_add_nothing(name: str) -> None:
     assert error(found, truth(experts, shape, weights, x, local)) < 5e-3
 
 
-def test_the_shared_expert_is_added_before_the_one_rounding() -> None:
+@pytest.mark.parametrize(("tokens", "hidden"), [(1, 512), (3, 72), (11, 72), (70, 72)])
+def test_the_shared_expert_is_added_before_the_one_rounding(tokens: int, hidden: int) -> None:
     weights = Plain(torch.bfloat16)
-    shape, alone = ExpertShape(4, 72, 40, LIMIT), ExpertShape(1, 72, 24, 0.4)
-    experts, shared, choice = lopsided(weights, shape), lopsided(weights, alone), ragged_choice(11, 4, 2)
-    x = torch.randn(11, 72, device=DEVICE).bfloat16()
+    shape, alone = ExpertShape(4, hidden, 40, LIMIT), ExpertShape(1, hidden, 24, 0.4)
+    experts, shared, choice = lopsided(weights, shape), lopsided(weights, alone), ragged_choice(tokens, 4, 2)
+    x = torch.randn(tokens, hidden, device=DEVICE).bfloat16()
     runner = runner_of(weights)
     found = runner.run_with_shared(x, choice, runner.pack(experts, shape), runner.pack_shared(shared, alone))
-    one = Choice(torch.zeros(11, 1, dtype=torch.int32, device=DEVICE), torch.ones(11, 1, device=DEVICE))
+    one = Choice(torch.zeros(tokens, 1, dtype=torch.int32, device=DEVICE), torch.ones(tokens, 1, device=DEVICE))
     expected = truth(experts, shape, weights, x, choice) + truth(shared, alone, weights, x, one)
     assert error(found, expected) < 1e-2
 
