@@ -33,6 +33,9 @@ def bodies() -> list[dict[str, Any]]:
                 body |= {"temperature": 1.3, "seed": number}
             case _:
                 body |= {"temperature": 0.8, "top_p": 0.9, "top_k": 20, "seed": number, "min_tokens": number % 9}
+        if number % 5 == 2:
+            body |= {"frequency_penalty": 0.4, "presence_penalty": 0.2, "repetition_penalty": 1.1}
+            body["logit_bias"] = {"300": 2.0, "301": -100}
         if number % 6 == 5:
             body["stop"] = ["1", " a"]
         if number % 5 == 1:
