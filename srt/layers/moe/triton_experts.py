@@ -17,7 +17,7 @@ from srt.layers.moe import triton_dispatch as dispatch
 from srt.layers.moe import triton_kernels as kernels
 from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
 from srt.layers.moe.triton_packing import COLUMNS, FOLDED, encode_words
-from srt.layers.moe.triton_tiles import Tile, beside, dense_tiles, tiles_for
+from srt.layers.moe.triton_tiles import Tile, dense_tiles, tiles_for
 from srt.layers.ops import Choice
 from srt.layers.quant.codes import E4M3
 from srt.layers.quant.contract import StoredWeight, WeightFormat
@@ -139,11 +139,11 @@ class TritonExperts:
         return self._combine(self._pairs(hidden, choice, experts), choice, experts.shape, None)
 
     def run_with_shared(self, hidden: Tensor, choice: Choice, experts: PackedExperts, shared: PackedExperts) -> Tensor:
-        """The shared expert runs on a stream of its own, beside the routed ones, where that is faster.
+        """The shared expert runs on a stream of its own, beside the routed ones.
 
         What either stream allocates it also uses last, or the other has been waited for: no block is handed out early.
         """
-        if not hidden.is_cuda or not beside(self._kind, hidden.shape[0]):
+        if not hidden.is_cuda:
             pairs, dense = self._pairs(hidden, choice, experts), self.run_shared(hidden, shared)
             return self._combine(pairs, choice, experts.shape, dense)
         here, other = torch.cuda.current_stream(), self._stream()
@@ -167,7 +167,7 @@ class TritonExperts:
         if not hidden.shape[0]:
             return torch.empty_like(hidden)
         tokens = hidden.shape[0]
-        tiles = dense_tiles(tokens, self._hopper, beside(self._kind, tokens))
+        tiles = dense_tiles(tokens, self._hopper)
         plan = unsorted(hidden, DENSE, -(-tokens // tiles.rows), tiles.rows)
         inner = gate_up(PLAIN, hidden, shared, plan, tiles.gate_up, 1)
         return down(PLAIN, inner, shared, plan, tiles.down)

@@ -66,8 +66,6 @@ _DENSE: Final = (
 """One expert that every token uses: small while tokens are few, so that there are programs enough."""
 DENSE_WIDE: Final = 512
 """Tokens beyond which it has the tiles of routed experts."""
-APART: Final = range(9, 65)
-"""Tokens for which NVFP4 experts leave nothing that a shared expert beside them could use."""
 TABLE: Final = {0: _PLAIN, 1: _FP8, 2: _NVFP4}
 """By `KIND` of the kernels: (pairs an expert from which on, tiles), growing."""
 
@@ -78,16 +76,11 @@ def tiles_for(kind: int, pairs: int, experts: int, hopper: bool) -> Tiles:
     return _fitting([tiles for least, tiles in TABLE[kind] if least <= share][-1], hopper)
 
 
-def dense_tiles(tokens: int, hopper: bool, beside: bool) -> Tiles:
-    """The tiles of one expert that every token uses; alone, without others `beside` it, it takes the whole GPU."""
+def dense_tiles(tokens: int, hopper: bool) -> Tiles:
+    """The tiles of one expert that every token uses."""
     if tokens > DENSE_WIDE:
         return tiles_for(0, tokens, 1, hopper)
-    return _fitting([tiles for least, tiles in _DENSE if least <= (tokens if beside else 0)][-1], hopper)
-
-
-def beside(kind: int, tokens: int) -> bool:
-    """Whether routed and shared experts run at the same time, or one after the other."""
-    return kind != 2 or tokens not in APART
+    return _fitting([tiles for least, tiles in _DENSE if least <= tokens][-1], hopper)
 
 
 def _fitting(tiles: Tiles, hopper: bool) -> Tiles:
