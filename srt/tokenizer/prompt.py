@@ -44,7 +44,7 @@ class Prompter:
         self._image_text = image_text
         """What stands for an image where a template takes no parts."""
         self._last: tuple[TextPrompt | ChatPrompt, bytes] | None = None
-        """The last prompt and its ids: several answers to one prompt come as as many requests, one after the other."""
+        """The last prompt and its ids: several answers to one prompt are as many requests, one after the other."""
 
     def packed_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> bytes:
         """Ids of a prompt, packed. Raises: ServingError if it has none, or surely too many."""
