@@ -309,7 +309,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
         Option(
             EXECUTION,
             "What computes the routed experts; a layer that it cannot compute exactly takes the next one.",
-            choices=("auto", "native", "flashinfer_trtllm", "triton", "reference"),
+            choices=("auto", "native", "flashinfer_trtllm", "flashinfer_cutlass", "triton", "reference"),
         ),
     ] = "auto"
     disable_overlap_schedule: Annotated[
