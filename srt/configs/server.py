@@ -418,6 +418,14 @@ class ServerConfig(msgspec.Struct, frozen=True):
         "text"
     )
 
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        Option(
+            LOGGING,
+            "URL that takes OpenTelemetry traces (OTLP over HTTP); needs the extra `tracing`.",
+            unset="no traces",
+        ),
+    ] = None
     profile_dir: Annotated[
         str | None,
         Option(LOGGING, "Directory under which /start_profile may write traces.", unset="no profiles"),
