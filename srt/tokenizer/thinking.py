@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Final, NamedTuple
-
-import numpy as np
 
 from srt.messages import Constraint
 from srt.tokenizer.vocabulary import Vocabulary
@@ -29,7 +28,13 @@ def start_of(constraint: Constraint, packed: bytes, ids: ThinkingIds | None) -> 
     """The token behind which a constraint begins after this prompt; None: it holds from the first one."""
     if not constraint.after_thinking or ids is None:
         return constraint.after_token
-    prompt = np.frombuffer(packed, "<i4")
-    begun, ended = (np.flatnonzero(prompt == token) for token in ids)
-    thinks = len(begun) > 0 and (not len(ended) or ended[-1] < begun[-1])
-    return ids.end if thinks else constraint.after_token
+    backwards = array("i", packed)[::-1]
+    begun, ended = (_first(backwards, token) for token in ids)
+    return ids.end if begun is not None and (ended is None or begun < ended) else constraint.after_token
+
+
+def _first(ids: array[int], token: int) -> int | None:
+    try:
+        return ids.index(token)
+    except ValueError:
+        return None
