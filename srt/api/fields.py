@@ -24,6 +24,8 @@ class Body(Enum):
     TOKENIZE = "t"
     DETOKENIZE = "d"
     ABORT = "a"
+    FUNCTION_CALL = "x"
+    SEPARATE_REASONING = "y"
     PROFILE = "f"
     MESSAGES = "m"
     COUNT_TOKENS = "k"
@@ -72,14 +74,17 @@ def _noted(name: str, bodies: str, note: str, *neutral: Any) -> Field:
 
 FIELDS: Final[tuple[Field, ...]] = (
     # --- the prompt
+    _honoured("text", "xy", "what a model has written"),
     _honoured("text", "g", "prompt as text, or a list of them for a batch; exactly one of text and input_ids"),
     _honoured("input_ids", "g", "prompt as token ids, or a list of such lists for a batch"),
     _honoured("image_data", "g", "image, or list of them; for a batch, a list with an image or a list for each prompt"),
     _honoured("prompt", "pt", "text, list of texts, token ids, or list of token ids; /tokenize takes texts"),
     _honoured("messages", "ct", "roles system, developer, user, assistant, tool; content a text, or text and images"),
-    _honoured("tools", "ct", "functions in JSON Schema, handed to the chat template; calls come back as raw text"),
-    _honoured("tool_choice", "ct", "auto or none (hides the tools from the template)"),
-    _honoured("reasoning_effort", "ct", "low, medium or high, handed to the chat template"),
+    _honoured("tools", "ctx", "functions in JSON Schema, shown to the model by the chat template"),
+    _honoured("tool_call_parser", "x", "format of the calls; default: the server's"),
+    _honoured("reasoning_parser", "y", "format of the reasoning; default: the server's"),
+    _honoured("tool_choice", "ct", "auto, none (hides the tools from the model), required, or one function by name"),
+    _honoured("reasoning_effort", "ct", "low, medium, high for the chat template; none: no reasoning at all"),
     _honoured("chat_template_kwargs", "ct", "further variables for the chat template"),
     _honoured("add_generation_prompt", "ct", "open the assistant's turn; default true"),
     _honoured("continue_final_message", "ct", "leave the last message open, so that the answer continues it"),
@@ -223,7 +228,8 @@ FIELDS: Final[tuple[Field, ...]] = (
     _neutral("logprob_token_ids", "pc", "use token_ids_logprob of /generate", []),
     _neutral("functions", "c", "use tools", []),
     _neutral("function_call", "c", "use tool_choice", "none", "auto"),
-    _noted("parallel_tool_calls", "ct", "the model decides how many calls it makes", True),
+    _honoured("parallel_tool_calls", "c", "false: one call at most"),
+    _noted("parallel_tool_calls", "t", "it says nothing about the prompt", True),
     _neutral("modalities", "gc", "text only", ["text"], []),
     _neutral("audio", "c", "text only"),
     _neutral("video_data", "g", "text only", [], ""),
@@ -254,9 +260,9 @@ FIELDS: Final[tuple[Field, ...]] = (
     _neutral("stream_interval", "spc", "each step is sent when it is done", 1),
     _neutral("background", "g", "not supported", False),
     # --- harmless
-    _noted("separate_reasoning", "c", "the reasoning is part of the content", False),
-    _noted("stream_reasoning", "c", "the reasoning is part of the content", True),
-    _noted("include_reasoning", "c", "the reasoning is part of the content", True),
+    _honoured("separate_reasoning", "c", "false: the reasoning stays in the content as it was written"),
+    _honoured("stream_reasoning", "c", "false: in a stream the reasoning comes in one piece"),
+    _honoured("include_reasoning", "c", "false: the reasoning is left out of the answer"),
     _noted("spaces_between_special_tokens", "spc", "the tokenizer puts none", True),
     _noted("priority", "gpc", "requests are served by the server's policy", 0),
     _noted("session_id", "gpc", "prefixes are cached without sessions"),

@@ -15,9 +15,11 @@ from srt.api.bodies import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    FunctionCallBody,
     GenerateBody,
     ProfileBody,
     ScoreBody,
+    SeparateReasoningBody,
     TokenizeBody,
 )
 from srt.api.fields import FIELDS_OF, Body
@@ -31,6 +33,8 @@ BODIES: Final[dict[str, tuple[Body, type[msgspec.Struct]]]] = {
     "/v1/tokenize": (Body.TOKENIZE, TokenizeBody),
     "/detokenize": (Body.DETOKENIZE, DetokenizeBody),
     "/v1/detokenize": (Body.DETOKENIZE, DetokenizeBody),
+    "/parse_function_call": (Body.FUNCTION_CALL, FunctionCallBody),
+    "/separate_reasoning": (Body.SEPARATE_REASONING, SeparateReasoningBody),
     "/abort_request": (Body.ABORT, AbortBody),
     "/v1/chat/completions/render": (Body.CHAT, ChatBody),
     "/v1/responses": (Body.RESPONSES, ResponsesBody),

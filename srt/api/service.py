@@ -21,6 +21,7 @@ from srt.api.tickets import Ticket
 from srt.api.tracing import make_tracer
 from srt.configs.plan import RuntimePlan
 from srt.errors import ErrorCode, ServingError
+from srt.formats.description import FORMATS, Formats
 from srt.heartbeat import Board
 from srt.messages import ImageSource, TokenPrompt
 from srt.wire import Outbox
@@ -43,10 +44,12 @@ class Service:
         self.metrics = Metrics()
         self.streams = Streams(tokenizer, self.metrics)
         self.calls = Calls(tokenizer)
+        self.formats = Formats(FORMATS.get(plan.reasoning_format), FORMATS.get(plan.call_format))
         self.schema = Schema(
             vocab_size=plan.model.vocab_size,
             context_length=plan.context_length,
             batch_limit=max(1, plan.max_queued_requests + plan.max_running_requests),
+            formats=self.formats,
         )
         self.model = plan.server.served_model_name or plan.server.model_path
         self._logs = RequestLog(plan.server)

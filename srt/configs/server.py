@@ -88,6 +88,23 @@ class ServerConfig(msgspec.Struct, frozen=True):
         str | None, Option(MODEL, "File with a Jinja chat template.", unset="the checkpoint's")
     ] = None
 
+    reasoning_parser: Annotated[
+        str,
+        Option(
+            MODEL,
+            "Format in which the model writes its reasoning; none leaves it in the content.",
+            choices=("auto", "step3p5", "none"),
+        ),
+    ] = "auto"
+    tool_call_parser: Annotated[
+        str,
+        Option(
+            MODEL,
+            "Format in which the model calls tools; none leaves calls in the content.",
+            choices=("auto", "step3p5", "none"),
+        ),
+    ] = "auto"
+
     host: Annotated[str, Option(NETWORK, "Address to listen on; 0.0.0.0 is every IPv4 interface.")] = "127.0.0.1"
     port: Annotated[int, Option(NETWORK, "TCP port to listen on; 0 picks a free one.", minimum=0, maximum=65535)] = (
         30000
