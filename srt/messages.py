@@ -66,6 +66,8 @@ class Generate(Message, frozen=True):
     """`time.monotonic_ns()` when the API process took the request."""
     speculative: bool = True
     """Guess ahead, where the server has a drafter. Never changes the answer."""
+    repeats: bool = False
+    """Prompt and images are those of the `Generate` before this one, which were sent once: another answer to them."""
 
 
 class Cancel(Message, frozen=True):
