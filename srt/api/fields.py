@@ -169,7 +169,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("tools", "ri", "functions"),
     _honoured("tool_choice", "ri", "auto, none, required or a function"),
     _honoured("parallel_tool_calls", "ri", "whether an answer may have several calls"),
-    _honoured("reasoning", "ri", "effort: minimal, low, medium, high, xhigh"),
+    _honoured("reasoning", "ri", "effort: none, minimal, low, medium, high, xhigh"),
     _honoured("text", "ri", "format: text, json_object or json_schema"),
     _honoured("metadata", "r", "given back with the response"),
     _neutral("background", "r", "not supported", False),
@@ -212,7 +212,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     _noted("profile_id", "f", "files are named by time"),
     # --- not supported yet
     _neutral("n", "g", "it belongs into sampling_params", 1),
-    _neutral("best_of", "pc", "all n answers are returned", 1),
+    _neutral("best_of", "spc", "all n answers are returned", 1),
     _neutral("use_beam_search", "spc", "no beam search", False),
     _neutral("beam_width", "spc", "no beam search", 1),
     _neutral("length_penalty", "spc", "no beam search", 1, 0),
