@@ -18,6 +18,7 @@ from srt.api.requestlog import RequestLog
 from srt.api.schema import Prompt, Request, Schema
 from srt.api.streams import Streams
 from srt.api.tickets import Ticket
+from srt.api.tracing import make_tracer
 from srt.configs.plan import RuntimePlan
 from srt.errors import ErrorCode, ServingError
 from srt.formats.description import FORMATS, Formats
@@ -52,6 +53,7 @@ class Service:
         )
         self.model = plan.server.served_model_name or plan.server.model_path
         self._logs = RequestLog(plan.server)
+        self.tracer = make_tracer(plan.server)
         self._model_names = {self.model, plan.server.model_path, plan.model.path, "default", ""}
         self.life = Life.LOADING
         self.started_at = time.time()
@@ -117,3 +119,4 @@ class Service:
         finally:
             self.streams.close(ticket)
             self._logs.ended(ticket, exchange.request_id)
+            self.tracer.ended(ticket, exchange)

@@ -34,7 +34,6 @@ IMAGE_LIMITS: Final = "images are limited by --max-images-per-request, --max-ima
 NO_TIERS: Final = "evicted KV pages are dropped; there is no host or disk tier in this version"
 NO_LORA: Final = "adapters are not supported"
 NO_CLUSTER: Final = "one machine, one replica, --tp-size workers is all that this version runs"
-NO_TRACE: Final = "traces are not exported; /metrics and --log-requests are what there is to look at"
 CHOSEN: Final = "this backend is chosen from the device and the weights, and printed at start-up"
 NO_GRAPHS: Final = "a CPU has no CUDA graphs to size"
 
@@ -149,7 +148,9 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _refused("--allowed-origins opens every method and header of the API", "--allowed-methods", "--allowed-headers"),
     _refused("clients show keys, not certificates: --api-key", "--ssl-ca-certs", "--ssl-cert-reqs"),
     _refused("the key's file must not be encrypted", "--ssl-keyfile-password"),
-    _refused(NO_TRACE, "--enable-trace", "--otlp-traces-endpoint", "--crash-dump-folder", "--extra-metric-labels"),
+    _refused("--otlp-traces-endpoint turns traces on", "--enable-trace"),
+    _refused("requests are not recorded; --log-requests writes them to the log", "--crash-dump-folder"),
+    _refused("metrics have fixed labels", "--extra-metric-labels"),
     _refused("use --log-level", "--log-level-http", "--uvicorn-log-level"),
     _refused("routes are served at the root; put a reverse proxy in front", "--root-path", "--fastapi-root-path"),
 )

@@ -45,6 +45,7 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
     """
     _check_domains(server)
     _check_quantization(server, model)
+    _check_experts(server)
     dtype, dtype_reason = _dtype(server, model)
     limits = _limits(server, model)
     kv_dtype = "fp8_e4m3" if server.kv_cache_dtype.startswith("fp8") else dtype
@@ -155,6 +156,14 @@ def _kept(
         largest = step_bytes(model, limits.chunk + rows, rows, ITEM_BYTES[_dtype(server, model)[0]])
         estimates = {"largest step": largest, "graphs": GRAPHS_BYTES, "driver": CONTEXT_BYTES}
     return {part: size * server.tp_size for part, size in (tables | features | estimates).items() if size}
+
+
+def _check_experts(server: ServerConfig) -> None:
+    if server.moe_runner_backend == "flashinfer_cutlass":
+        raise StartupError(
+            "--moe-runner-backend flashinfer_cutlass is refused: those kernels clamp before silu, the model after it; "
+            "all they run is run exactly by native, flashinfer_trtllm or triton"
+        )
 
 
 def _check_quantization(server: ServerConfig, model: ModelFacts) -> None:

@@ -326,7 +326,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
         Option(
             EXECUTION,
             "What computes the routed experts; a layer that it cannot compute exactly takes the next one.",
-            choices=("auto", "native", "flashinfer_trtllm", "triton", "reference"),
+            choices=("auto", "native", "flashinfer_trtllm", "flashinfer_cutlass", "triton", "reference"),
         ),
     ] = "auto"
     disable_overlap_schedule: Annotated[
@@ -435,6 +435,14 @@ class ServerConfig(msgspec.Struct, frozen=True):
         "text"
     )
 
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        Option(
+            LOGGING,
+            "URL that takes OpenTelemetry traces (OTLP over HTTP); needs the extra `tracing`.",
+            unset="no traces",
+        ),
+    ] = None
     profile_dir: Annotated[
         str | None,
         Option(LOGGING, "Directory under which /start_profile may write traces.", unset="no profiles"),
