@@ -141,6 +141,10 @@ class Delta(Message, frozen=True):
     images: int = 0
     image_tokens: int = 0
     """Prompt tokens that stand for images; part of `prompt_tokens`."""
+    thinking: bool = False
+    """The prompt left the model within its reasoning."""
+    reasoning_tokens: int = 0
+    """Of the answer so far."""
     retractions: int = 0
     finish: Finish | None = None
     timing: Timing | None = None

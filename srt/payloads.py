@@ -276,8 +276,12 @@ class Finish(Message, frozen=True):
 
 
 class Timing(Message, frozen=True):
-    """Stages of a request in seconds since it was received, filled in when it closes."""
+    """Stages of a request in seconds since it was received, filled in when it closes.
 
+    `tokenized_s`: the scheduler has it; `queue_s`: its first step is planned; then its first token, and its end.
+    """
+
+    tokenized_s: float = 0.0
     queue_s: float = 0.0
     first_token_s: float = 0.0
     total_s: float = 0.0

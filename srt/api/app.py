@@ -19,18 +19,21 @@ from starlette.routing import compile_path
 from srt import __version__
 from srt.api.anthropic.endpoint import ANTHROPIC, Messages
 from srt.api.auth import Access, Doorkeeper, Secrets, offered_keys
+from srt.api.chats import ChatCompletions
 from srt.api.control import Administration, Facts, Health, Tokens
 from srt.api.http import OPENAI, REQUEST_ID, Dialect, Exchange, Headers, Receive, Scope, Send, error_body
 from srt.api.native import Generate
-from srt.api.openai import ChatCompletions, Completions
+from srt.api.openai import Completions
 from srt.api.openapi import document
 from srt.api.operations import Operations
 from srt.api.origins import Origins
 from srt.api.pages import StaticFile
+from srt.api.parsing import Parsing
 from srt.api.render import Render
 from srt.api.requestlog import RequestLog
 from srt.api.responses.endpoint import Responses
 from srt.api.schema import MAX_RID_CHARACTERS
+from srt.api.score import Score
 from srt.api.service import Service
 from srt.api.tickets import ClientGone
 from srt.errors import ErrorCode, ServingError
@@ -62,6 +65,7 @@ def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
     health, facts, tokens = Health(service), Facts(service), Tokens(service)
     admin, operations = Administration(service, doorkeeper), Operations(service)
     messages, responses = Messages(service), Responses(service)
+    parsing = Parsing(service)
     key, get, post = Access.KEY, ("GET",), ("POST",)
     return (
         Route("/generate", ("POST", "PUT"), key, Generate(service)),
@@ -74,6 +78,7 @@ def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
         Route("/v1/responses/{response_id}", ("DELETE",), key, responses.delete),
         Route("/v1/responses/{response_id}/cancel", post, key, responses.cancel),
         Route("/v1/responses/{response_id}/input_items", get, key, responses.list_input),
+        Route("/v1/score", post, key, Score(service)),
         Route("/v1/messages", post, key, messages.create, ANTHROPIC),
         Route("/v1/messages/count_tokens", post, key, messages.count_tokens, ANTHROPIC),
         Route("/", get, Access.OPEN, StaticFile("chat.html")),
@@ -93,6 +98,8 @@ def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
         Route("/v1/tokenize", post, key, tokens.tokenize),
         Route("/detokenize", post, key, tokens.detokenize),
         Route("/v1/detokenize", post, key, tokens.detokenize),
+        Route("/parse_function_call", post, key, parsing.parse_function_call),
+        Route("/separate_reasoning", post, key, parsing.separate_reasoning),
         Route("/abort_request", post, key, admin.abort_request),
         Route("/version", get, key, operations.version),
         Route("/v1/loads", get, key, operations.loads),

@@ -16,6 +16,7 @@ from srt.api.fields import FIELDS_OF, NESTED, Body, Handling
 from srt.errors import ErrorCode, ServingError
 
 B = TypeVar("B", bound=msgspec.Struct)
+V = TypeVar("V")
 
 MAX_PROBLEMS: Final = 10
 """Most faults of one body that are told at once."""
@@ -143,6 +144,10 @@ class ChatBody(OpenAIBody, frozen=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     max_completion_tokens: int | None = None
+    parallel_tool_calls: bool | None = None
+    separate_reasoning: bool | None = None
+    stream_reasoning: bool | None = None
+    include_reasoning: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
@@ -170,12 +175,38 @@ class DetokenizeBody(StrictBody, frozen=True, kw_only=True):
     skip_special_tokens: bool | None = None
 
 
+class FunctionCallBody(StrictBody, frozen=True, kw_only=True):
+    """Body of /parse_function_call."""
+
+    text: str
+    tools: msgspec.Raw = msgspec.field(default_factory=_no_value)
+    tool_call_parser: str | None = None
+
+
+class SeparateReasoningBody(StrictBody, frozen=True, kw_only=True):
+    """Body of /separate_reasoning."""
+
+    text: str
+    reasoning_parser: str | None = None
+
+
 class AbortBody(StrictBody, frozen=True):
     """Body of /abort_request."""
 
     rid: str | None = None
     abort_all: bool | None = None
     abort_message: str | None = None
+
+
+class ScoreBody(StrictBody, frozen=True, kw_only=True):
+    """Body of /v1/score."""
+
+    query: str | list[int]
+    items: str | list[str | list[int]]
+    label_token_ids: list[int]
+    model: str | None = None
+    apply_softmax: bool | None = None
+    item_first: bool | None = None
 
 
 class ProfileBody(StrictBody, frozen=True):
@@ -205,9 +236,17 @@ class MessagePart(msgspec.Struct, frozen=True):
 
 
 class ToolFunction(msgspec.Struct, frozen=True):
-    """The function of a tool, or of a call to it."""
+    """The function of a call."""
 
     name: str
+
+
+class OfferedFunction(msgspec.Struct, frozen=True):
+    """The function of a tool that may be called."""
+
+    name: str
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -226,10 +265,10 @@ class ChatMessage(msgspec.Struct, frozen=True):
     tool_calls: list[ToolCall] | None = None
 
 
-class Tool(msgspec.Struct, frozen=True):
-    """An entry of `tools`, as far as it is checked."""
+class FunctionTool(msgspec.Struct, frozen=True):
+    """An entry of `tools`, as far as it is checked; the template sees it whole."""
 
-    function: ToolFunction
+    function: OfferedFunction
     type: str = "function"
 
 
@@ -342,6 +381,17 @@ def malformed(raw: bytes, error: Exception) -> ServingError:
     except orjson.JSONDecodeError as found:
         reason = str(found)
     return ServingError(ErrorCode.INVALID_REQUEST, f"the body is not valid JSON: {reason}")
+
+
+def decoded_list(raw: msgspec.Raw, name: str, kind: type[list[V]]) -> list[V]:
+    """A list that was passed on as it came. Raises: ServingError if it is none of this kind."""
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        path, sentence = explained(error, msgspec.json.decode(raw), name)
+        raise invalid(sentence, path) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise malformed(bytes(raw), error) from error
 
 
 KINDS: Final = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
@@ -13,38 +13,40 @@ from srt.api.bodies import (
     ImageUrl,
     MessagePart,
     TokenizeBody,
-    Tool,
-    explained,
+    decoded_list,
     invalid,
-    malformed,
     shown,
 )
+from srt.api.tools import Choice
 from srt.errors import ErrorCode, ServingError
 from srt.messages import ChatPrompt, ImageSource
 
 ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 EFFORTS: Final = ("low", "medium", "high")
+NO_EFFORT: Final = "none"
+"""The model does not think: its reasoning is ended in the prompt."""
 IMAGE_PART: Final = {"type": "image"}
 """What templates know an image as."""
 
-V = TypeVar("V")
 
-
-def chat_prompt(body: ChatBody | TokenizeBody) -> tuple[ChatPrompt, tuple[ImageSource, ...]]:
+def chat_prompt(body: ChatBody | TokenizeBody, choice: Choice) -> tuple[ChatPrompt, tuple[ImageSource, ...]]:
     """Messages, tools and template variables of a chat, checked as far as templates rely on them, and its images."""
     if body.messages == NO_VALUE:
         raise invalid("'messages' is required", "messages")
-    messages = _decoded(body.messages, "messages", list[ChatMessage])
+    messages = decoded_list(body.messages, "messages", list[ChatMessage])
     if not messages:
         raise invalid("'messages' is empty", "messages")
     images: list[ImageSource] = []
     for index, message in enumerate(messages):
         images += _check_message(message, f"messages[{index}]")
     kwargs = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
+    if body.reasoning_effort == NO_EFFORT:
+        kwargs["enable_thinking"] = False
+    elif body.reasoning_effort is not None:
         if body.reasoning_effort not in EFFORTS:
+            efforts = ", ".join((NO_EFFORT, *EFFORTS))
             raise invalid(
-                f"'reasoning_effort' is {shown(body.reasoning_effort)}, it must be one of {', '.join(EFFORTS)}",
+                f"'reasoning_effort' is {shown(body.reasoning_effort)}, it must be one of {efforts}",
                 "reasoning_effort",
             )
         kwargs["reasoning_effort"] = body.reasoning_effort
@@ -56,7 +58,7 @@ def chat_prompt(body: ChatBody | TokenizeBody) -> tuple[ChatPrompt, tuple[ImageS
             kwargs[name] = flag
     prompt = ChatPrompt(
         messages=_without_images(body.messages) if images else bytes(body.messages),
-        tools=_tools(body),
+        tools=bytes(body.tools) if choice.offers else b"",
         template_kwargs=msgspec.json.encode(kwargs) if kwargs else b"",
     )
     return prompt, tuple(images)
@@ -72,26 +74,6 @@ def _without_images(raw: msgspec.Raw) -> bytes:
             case _:
                 pass
     return msgspec.json.encode(messages)
-
-
-def _tools(body: ChatBody | TokenizeBody) -> bytes:
-    """The tools that the template shows, as JSON; empty if there are none or the caller wants none used."""
-    match body.tool_choice:
-        case None | "auto" | "none":
-            pass
-        case other:
-            raise ServingError(
-                ErrorCode.UNSUPPORTED_FIELD,
-                f"'tool_choice' is not supported with the value {shown(other)}: auto or none",
-                "tool_choice",
-            )
-    if body.tools == NO_VALUE:
-        return b""
-    tools = _decoded(body.tools, "tools", list[Tool])
-    for index, tool in enumerate(tools):
-        if tool.type != "function":
-            raise invalid(f"'tools[{index}].type' is {shown(tool.type)}, it must be function", f"tools[{index}].type")
-    return b"" if body.tool_choice == "none" or not tools else bytes(body.tools)
 
 
 def _check_message(message: ChatMessage, where: str) -> list[ImageSource]:
@@ -133,13 +115,3 @@ def _image_of(part: MessagePart, path: str) -> ImageSource:
             raise invalid(f"'{name}' is {shown(detail)}, it must be one of auto, low, high", name)
         case url:
             return ImageSource(url)
-
-
-def _decoded(raw: msgspec.Raw, name: str, kind: type[list[V]]) -> list[V]:
-    try:
-        return msgspec.json.decode(raw, type=kind)
-    except msgspec.ValidationError as error:
-        path, sentence = explained(error, msgspec.json.decode(raw), name)
-        raise invalid(sentence, path) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise malformed(bytes(raw), error) from error

@@ -20,6 +20,7 @@ from srt.api.metrics import CONTENT_TYPE, Exposition
 from srt.api.native import WEIGHT_VERSION
 from srt.api.schema import Request
 from srt.api.service import Life, Service
+from srt.api.tools import Choice
 from srt.errors import ErrorCode, ServingError
 from srt.heartbeat import LATE_S, Age
 from srt.messages import ChatPrompt, ImageSource, SamplingParams, TextPrompt, TokenPrompt
@@ -209,7 +210,7 @@ class Tokens:
                 forms = ("prompt", "messages") if has_messages else ("messages", "prompt")
                 raise invalid(f"'{name}' goes with '{forms[0]}', not with '{forms[1]}'", name)
         if has_messages:
-            return [chat_prompt(body)]
+            return [chat_prompt(body, Choice(body))]
         special = body.add_special_tokens is not False
         match body.prompt:
             case list() as texts:

@@ -24,11 +24,14 @@ class Body(Enum):
     TOKENIZE = "t"
     DETOKENIZE = "d"
     ABORT = "a"
+    FUNCTION_CALL = "x"
+    SEPARATE_REASONING = "y"
     PROFILE = "f"
     MESSAGES = "m"
     COUNT_TOKENS = "k"
     RESPONSES = "r"
     INPUT_TOKENS = "i"
+    SCORE = "e"
 
 
 NESTED: Final = {"sampling_params": Body.SAMPLING, "stream_options": Body.STREAM_OPTIONS}
@@ -71,14 +74,17 @@ def _noted(name: str, bodies: str, note: str, *neutral: Any) -> Field:
 
 FIELDS: Final[tuple[Field, ...]] = (
     # --- the prompt
+    _honoured("text", "xy", "what a model has written"),
     _honoured("text", "g", "prompt as text, or a list of them for a batch; exactly one of text and input_ids"),
     _honoured("input_ids", "g", "prompt as token ids, or a list of such lists for a batch"),
     _honoured("image_data", "g", "image, or list of them; for a batch, a list with an image or a list for each prompt"),
     _honoured("prompt", "pt", "text, list of texts, token ids, or list of token ids; /tokenize takes texts"),
     _honoured("messages", "ct", "roles system, developer, user, assistant, tool; content a text, or text and images"),
-    _honoured("tools", "ct", "functions in JSON Schema, handed to the chat template; calls come back as raw text"),
-    _honoured("tool_choice", "ct", "auto or none (hides the tools from the template)"),
-    _honoured("reasoning_effort", "ct", "low, medium or high, handed to the chat template"),
+    _honoured("tools", "ctx", "functions in JSON Schema, shown to the model by the chat template"),
+    _honoured("tool_call_parser", "x", "format of the calls; default: the server's"),
+    _honoured("reasoning_parser", "y", "format of the reasoning; default: the server's"),
+    _honoured("tool_choice", "ct", "auto, none (hides the tools from the model), required, or one function by name"),
+    _honoured("reasoning_effort", "ct", "low, medium, high for the chat template; none: no reasoning at all"),
     _honoured("chat_template_kwargs", "ct", "further variables for the chat template"),
     _honoured("add_generation_prompt", "ct", "open the assistant's turn; default true"),
     _honoured("continue_final_message", "ct", "leave the last message open, so that the answer continues it"),
@@ -131,7 +137,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("top_logprobs_num", "g", "how many of the most likely tokens at each position, 0 to 128"),
     _honoured("token_ids_logprob", "g", "at most 128 tokens whose log probability is told at each position"),
     _honoured("return_text_in_logprobs", "g", "with the text of each token; default false"),
-    _honoured("model", "pctdmkri", "the served model name, its path, or 'default'"),
+    _honoured("model", "pctdmkrie", "the served model name, its path, or 'default'"),
     _honoured("stream", "gpcmr", "server-sent events instead of one body"),
     _honoured("stream_options", "pc", "include_usage, continuous_usage_stats"),
     _honoured("include_usage", "o", "one more chunk with the usage at the end"),
@@ -147,6 +153,12 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("speculative", "gpc", "off: guess no tokens ahead for this call; the answer is the same"),
     _honoured("abort_all", "a", "abort every request"),
     _honoured("abort_message", "a", "text for the finish_reason of what is aborted"),
+    # --- label scoring
+    _honoured("query", "e", "what every prompt has: text, or token ids"),
+    _honoured("items", "e", "what each prompt has of its own: a text, texts, or lists of token ids"),
+    _honoured("label_token_ids", "e", "tokens whose probability behind the prompt is told; 1 to 128"),
+    _honoured("apply_softmax", "e", "probabilities among the labels alone; default false"),
+    _honoured("item_first", "e", "the item comes before the query; default false"),
     # --- the Responses API
     _honoured("input", "ri", "a text, or items: message, function_call, function_call_output, reasoning"),
     _honoured("instructions", "ri", "a system message before the conversation; not carried over to the next response"),
@@ -216,7 +228,8 @@ FIELDS: Final[tuple[Field, ...]] = (
     _neutral("logprob_token_ids", "pc", "use token_ids_logprob of /generate", []),
     _neutral("functions", "c", "use tools", []),
     _neutral("function_call", "c", "use tool_choice", "none", "auto"),
-    _noted("parallel_tool_calls", "ct", "the model decides how many calls it makes", True),
+    _honoured("parallel_tool_calls", "c", "false: one call at most"),
+    _noted("parallel_tool_calls", "t", "it says nothing about the prompt", True),
     _neutral("modalities", "gc", "text only", ["text"], []),
     _neutral("audio", "c", "text only"),
     _neutral("video_data", "g", "text only", [], ""),
@@ -247,9 +260,9 @@ FIELDS: Final[tuple[Field, ...]] = (
     _neutral("stream_interval", "spc", "each step is sent when it is done", 1),
     _neutral("background", "g", "not supported", False),
     # --- harmless
-    _noted("separate_reasoning", "c", "the reasoning is part of the content", False),
-    _noted("stream_reasoning", "c", "the reasoning is part of the content", True),
-    _noted("include_reasoning", "c", "the reasoning is part of the content", True),
+    _honoured("separate_reasoning", "c", "false: the reasoning stays in the content as it was written"),
+    _honoured("stream_reasoning", "c", "false: in a stream the reasoning comes in one piece"),
+    _honoured("include_reasoning", "c", "false: the reasoning is left out of the answer"),
     _noted("spaces_between_special_tokens", "spc", "the tokenizer puts none", True),
     _noted("priority", "gpc", "requests are served by the server's policy", 0),
     _noted("session_id", "gpc", "prefixes are cached without sessions"),

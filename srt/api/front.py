@@ -63,5 +63,6 @@ class Front:
 
     def close(self) -> None:
         """Close the sockets."""
+        self.service.tracer.close()
         self._tokenizer.close()
         self.inbox.close()

@@ -111,13 +111,14 @@ class Item:
         if stream.finish is not None:
             finish = orjson.dumps(finish_reason(stream.finish, stream.completion_tokens, stream.ticket.abort_text))
         return (
-            b'%b,"prompt_tokens":%d,"completion_tokens":%d,"cached_tokens":%d,"reasoning_tokens":0,'
+            b'%b,"prompt_tokens":%d,"completion_tokens":%d,"cached_tokens":%d,"reasoning_tokens":%d,'
             b'"cached_tokens_details":{"device":%d,"host":0},"num_retractions":%d,"weight_version":"%b"%b%b%b}'
         ) % (
             finish,
             stream.prompt.tokens,
             stream.completion_tokens,
             stream.prompt.cached_tokens,
+            stream.reasoning_tokens,
             stream.prompt.cached_tokens,
             stream.retractions,
             WEIGHT_VERSION.encode(),

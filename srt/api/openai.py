@@ -1,15 +1,15 @@
-"""`POST /v1/completions` and `POST /v1/chat/completions`, as OpenAI's clients expect them."""
+"""`POST /v1/completions`, and what answers of all of OpenAI's older calls have in common."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Protocol
 
 import msgspec
 import orjson
 
-from srt.api.bodies import ChatBody, CompletionBody, Notice, Parser
+from srt.api.bodies import CompletionBody, Notice, Parser
 from srt.api.fields import Body
 from srt.api.http import Exchange
 from srt.api.logprobs import CompletionLogprobs, chat_logprobs
@@ -19,10 +19,6 @@ from srt.api.service import Service
 from srt.api.tickets import Stream, Ticket
 from srt.messages import ChatPrompt, Logprobs, TextPrompt, TokenPrompt
 
-COMPLETION_PREFIX: Final = "cmpl-"
-CHAT_PREFIX: Final = "chatcmpl-"
-CONTENT_OPEN: Final = b'{"content":'
-CONTENT_CLOSE: Final = b',"reasoning_content":null}'
 NO_FINISH: Final = b'"finish_reason":null,"matched_stop":null,"stop_reason":null'
 
 
@@ -31,16 +27,17 @@ def usage(streams: list[Stream]) -> dict[str, Any]:
     prompts = list({stream.prompt_index: stream.prompt for stream in reversed(streams)}.values())
     prompt = sum(counts.tokens for counts in prompts)
     completion = sum(stream.completion_tokens for stream in streams)
+    reasoning = sum(stream.reasoning_tokens for stream in streams)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "reasoning_tokens": 0,
+        "reasoning_tokens": reasoning,
         "prompt_tokens_details": {
             "cached_tokens": sum(counts.cached_tokens for counts in prompts),
             "image_tokens": sum(counts.image_tokens for counts in prompts),
         },
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
     } | _steps(streams)
 
 
@@ -120,58 +117,77 @@ def whole_completion(answer: Answer, ticket: Ticket) -> dict[str, Any]:
         if ticket.request.return_ids:
             choice |= {"token_ids": ids, "prompt_token_ids": prompt_ids(ticket.request, stream.prompt_index)}
         choices.append(choice)
-    return _whole(answer.top("text_completion"), choices, ticket)
+    return whole_body(answer.top("text_completion"), choices, ticket)
 
 
-def whole_chat(answer: Answer, ticket: Ticket) -> dict[str, Any]:
-    """Body of a chat completion that is not streamed."""
-    choices: list[dict[str, Any]] = []
-    for stream in ticket.streams:
-        text, ids = stream.take()
-        message = {"role": "assistant", "content": text, "reasoning_content": None, "tool_calls": None}
-        choice: dict[str, Any] = {
-            "index": stream.index,
-            "message": message,
-            "logprobs": ChoiceLogprobs(ticket.request, stream).rest(stream),
-            **finish_fields(stream),
-        }
-        if ticket.request.return_ids:
-            choice["token_ids"] = ids
-        choices.append(choice)
-    body = _whole(answer.top("chat.completion"), choices, ticket)
-    if ticket.request.return_ids:
-        body["prompt_token_ids"] = prompt_ids(ticket.request, 0)
-    return body
-
-
-def _whole(top: dict[str, Any], choices: list[dict[str, Any]], ticket: Ticket) -> dict[str, Any]:
+def whole_body(top: dict[str, Any], choices: list[dict[str, Any]], ticket: Ticket) -> dict[str, Any]:
     top |= {"choices": choices, "usage": usage(ticket.streams), "metadata": {"weight_version": WEIGHT_VERSION}}
-    return top | _warnings(ticket.request.notices)
+    return top | warnings_of(ticket.request.notices)
 
 
-def _warnings(notices: tuple[Notice, ...]) -> dict[str, Any]:
+def warnings_of(notices: tuple[Notice, ...]) -> dict[str, Any]:
     return {"warnings": [notice.text for notice in notices]} if notices else {}
 
 
 class ChunkWriter:
-    """Choices as server-sent events; everything but the new text is prepared once."""
+    """Choices as server-sent events; everything but what is new is prepared once."""
 
-    def __init__(self, kind: Literal["completion", "chat"], answer: Answer, ticket: Ticket) -> None:
-        self._is_chat = kind == "chat"
+    def __init__(self, kind: str, member: str, answer: Answer, ticket: Ticket) -> None:
         self._answer = answer
         self._ticket = ticket
-        self._request = ticket.request
-        self._object = "chat.completion.chunk" if self._is_chat else "text_completion"
-        head = orjson.dumps(answer.top(self._object))[:-1]
-        member = b"delta" if self._is_chat else b"text"
+        self._object = kind
+        self.request = ticket.request
+        head = orjson.dumps(answer.top(kind))[:-1]
         self._heads = [
-            b'data: %b,"choices":[{"index":%d,"%b":' % (head, stream.index, member) for stream in ticket.streams
+            b'data: %b,"choices":[{"index":%d,"%b":' % (head, stream.index, member.encode())
+            for stream in ticket.streams
         ]
+        self._logprobs = [ChoiceLogprobs(self.request, stream) for stream in ticket.streams]
+
+    def chunk(
+        self,
+        stream: Stream,
+        content: bytes,
+        finish: bytes = NO_FINISH,
+        ids: Sequence[int] = (),
+        told: Sequence[Logprobs] = (),
+        extra: bytes = b"",
+    ) -> bytes:
+        """One event of one choice."""
+        tail = b"}]"
+        if self.request.return_ids:
+            tail = b',"token_ids":%b}]' % orjson.dumps(list(ids))
+        if self.request.continuous_usage:
+            tail += b',"usage":' + orjson.dumps(usage([stream]))
+        logprobs = orjson.dumps(self._logprobs[stream.index].render(list(told))) if told else b"null"
+        parts = (self._heads[stream.index], content, logprobs, finish, tail, extra)
+        return b'%b%b,"logprobs":%b,%b%b%b}\n\n' % parts
+
+    def extras(self, stream: Stream) -> bytes:
+        """What the first event of a choice has beside it: warnings, prompt ids."""
+        extras = warnings_of(self.request.notices) if stream.index == 0 else {}
+        if self.request.return_ids:
+            extras["prompt_token_ids"] = prompt_ids(self.request, stream.prompt_index)
+        return b"," + orjson.dumps(extras)[1:-1] if extras else b""
+
+    def end(self) -> bytes:
+        """The usage of the whole call, if the client wants it."""
+        if not self.request.include_usage:
+            return b""
+        chunk = self._answer.top(self._object) | {"choices": [], "usage": usage(self._ticket.streams)}
+        return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+
+class CompletionWriter:
+    """A completion as server-sent events."""
+
+    def __init__(self, answer: Answer, ticket: Ticket) -> None:
+        self._chunks = ChunkWriter("text_completion", "text", answer, ticket)
+        self._echoes = answer.echoes
         self._begun: set[int] = set()
-        self._logprobs = [ChoiceLogprobs(self._request, stream) for stream in ticket.streams]
 
     def news(self, stream: Stream) -> bytes:
-        """Chunks for a stream: its opening once, its new text, its finish."""
+        """Chunks for a stream: its opening once, its new text, with the last of it its finish."""
         text, ids = stream.take()
         scores = stream.take_logprobs()
         events = b""
@@ -180,61 +196,23 @@ class ChunkWriter:
             events = self._opening(stream, scores.prompt)
         told = [*scores.prompt, *scores.output]
         finish = NO_FINISH if stream.finish is None else orjson.dumps(finish_fields(stream))[1:-1]
-        # A chat's finish comes in a chunk of its own, behind the last text; a completion's with its last text.
-        ends = stream.finish is not None and not self._is_chat
-        if text or told or (ids and self._request.return_ids) or ends:
-            events += self._chunk(stream, self._content(text), NO_FINISH if self._is_chat else finish, ids, told)
-        if stream.finish is not None and self._is_chat:
-            events += self._chunk(stream, b'{"reasoning_content":null}', finish, [])
+        if text or told or (ids and self._chunks.request.return_ids) or stream.finish is not None:
+            events += self._chunks.chunk(stream, orjson.dumps(text), finish, ids, told)
         return events
 
-    def _content(self, text: str) -> bytes:
-        quoted = orjson.dumps(text)
-        return CONTENT_OPEN + quoted + CONTENT_CLOSE if self._is_chat else quoted
-
-    def _chunk(
-        self,
-        stream: Stream,
-        content: bytes,
-        finish: bytes,
-        ids: list[int],
-        told: Sequence[Logprobs] = (),
-        extra: bytes = b"",
-    ) -> bytes:
-        tail = b"}]"
-        if self._request.return_ids:
-            tail = b',"token_ids":%b}]' % orjson.dumps(ids)
-        if self._request.continuous_usage:
-            tail += b',"usage":' + orjson.dumps(usage([stream]))
-        logprobs = orjson.dumps(self._logprobs[stream.index].render(list(told))) if told else b"null"
-        parts = (self._heads[stream.index], content, logprobs, finish, tail, extra)
-        return b'%b%b,"logprobs":%b,%b%b%b}\n\n' % parts
-
     def _opening(self, stream: Stream, prompt: list[Logprobs]) -> bytes:
-        """What comes before the first text: the role of a chat, the echo of a completion, warnings, prompt ids.
-
-        An echo takes along what is known of the prompt's log probabilities.
-        """
-        extras = _warnings(self._request.notices) if stream.index == 0 else {}
-        if self._request.return_ids:
-            extras["prompt_token_ids"] = prompt_ids(self._request, stream.prompt_index)
-        extra = b"," + orjson.dumps(extras)[1:-1] if extras else b""
-        if self._is_chat:
-            delta = b'{"role":"assistant","content":"","reasoning_content":null}'
-            return self._chunk(stream, delta, NO_FINISH, [], extra=extra)
-        echo = self._answer.echoes[stream.prompt_index] if self._answer.echoes else ""
+        """The prompt, if it is wanted, with what is known of its log probabilities."""
+        extra = self._chunks.extras(stream)
+        echo = self._echoes[stream.prompt_index] if self._echoes else ""
         if not (echo or extra):
             return b""
         told = prompt.copy()
         prompt.clear()
-        return self._chunk(stream, orjson.dumps(echo), NO_FINISH, [], told, extra)
+        return self._chunks.chunk(stream, orjson.dumps(echo), told=told, extra=extra)
 
     def end(self) -> bytes:
-        """The usage of the whole call, if the client wants it."""
-        if not self._request.include_usage:
-            return b""
-        chunk = self._answer.top(self._object) | {"choices": [], "usage": usage(self._ticket.streams)}
-        return b"data: " + orjson.dumps(chunk) + b"\n\n"
+        """As of every writer."""
+        return self._chunks.end()
 
 
 class Completions:
@@ -250,7 +228,7 @@ class Completions:
         request, model = await self._parsed(exchange)
         echoes = tuple([await self._echo(prompt) for prompt in request.prompts]) if request.echo else ()
         request = await service.with_ids(request)
-        await answer_call(service, exchange, request, COMPLETION_PREFIX, model, echoes, whole_completion)
+        await answer_call(service, exchange, request, COMPLETION, model, echoes)
 
     async def _parsed(self, exchange: Exchange) -> tuple[Request, str]:
         """The request and the model's name; the body, which may be large, is not kept."""
@@ -268,42 +246,41 @@ class Completions:
                 raise AssertionError("a completion has no chat prompt")
 
 
-class ChatCompletions:
-    """The endpoint of /v1/chat/completions."""
+class Writer(Protocol):
+    """Turns what streams bring into server-sent events."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._parser = Parser(Body.CHAT, ChatBody)
+    def news(self, stream: Stream) -> bytes:
+        """Events for what is new of a stream."""
 
-    async def __call__(self, exchange: Exchange) -> None:
-        """Answer one call."""
-        service = self._service
-        request, model = await self._parsed(exchange)
-        request = await service.with_ids(request)
-        await answer_call(service, exchange, request, CHAT_PREFIX, model, (), whole_chat)
+    def end(self) -> bytes:
+        """Events behind the last stream's end."""
 
-    async def _parsed(self, exchange: Exchange) -> tuple[Request, str]:
-        """The request and the model's name; the body, which may be large, is not kept."""
-        body, notices = await self._service.read(exchange, self._parser)
-        model = self._service.model_named(body.model)
-        return self._service.schema.chat(body, notices), model
+
+class Form(msgspec.Struct, frozen=True):
+    """How the answers of one kind of call look."""
+
+    prefix: str
+    """Of ids."""
+    whole: Callable[[Answer, Ticket], dict[str, Any]]
+    writer: Callable[[Answer, Ticket], Writer]
+
+
+COMPLETION: Final = Form("cmpl-", whole_completion, CompletionWriter)
 
 
 async def answer_call(
     service: Service,
     exchange: Exchange,
     request: Request,
-    prefix: str,
+    form: Form,
     model: str,
-    echoes: tuple[str, ...],
-    whole: Callable[[Answer, Ticket], dict[str, Any]],
+    echoes: tuple[str, ...] = (),
 ) -> None:
     """Run a call and send its answer, streamed or whole."""
-    with service.serve(exchange, request, prefix) as ticket:
-        answer = Answer(prefix + ticket.name, model, int(time.time()), echoes)
+    with service.serve(exchange, request, form.prefix) as ticket:
+        answer = Answer(form.prefix + ticket.name, model, int(time.time()), echoes)
         if request.stream:
-            kind: Literal["completion", "chat"] = "chat" if request.kind == "chat" else "completion"
-            await exchange.stream(ticket, ChunkWriter(kind, answer, ticket))
+            await exchange.stream(ticket, form.writer(answer, ticket))
             return
         await ticket.whole()
-        await exchange.respond_json(whole(answer, ticket))
+        await exchange.respond_json(form.whole(answer, ticket))

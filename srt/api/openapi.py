@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import msgspec
 
 from srt.api.anthropic.bodies import MessagesBody, PromptBody
-from srt.api.bodies import AbortBody, ChatBody, CompletionBody, DetokenizeBody, GenerateBody, ProfileBody, TokenizeBody
+from srt.api.bodies import (
+    AbortBody,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    FunctionCallBody,
+    GenerateBody,
+    ProfileBody,
+    ScoreBody,
+    SeparateReasoningBody,
+    TokenizeBody,
+)
 from srt.api.fields import FIELDS_OF, Body
 from srt.api.responses.bodies import InputTokensBody, ResponsesBody
 
@@ -21,13 +33,31 @@ BODIES: Final[dict[str, tuple[Body, type[msgspec.Struct]]]] = {
     "/v1/tokenize": (Body.TOKENIZE, TokenizeBody),
     "/detokenize": (Body.DETOKENIZE, DetokenizeBody),
     "/v1/detokenize": (Body.DETOKENIZE, DetokenizeBody),
+    "/parse_function_call": (Body.FUNCTION_CALL, FunctionCallBody),
+    "/separate_reasoning": (Body.SEPARATE_REASONING, SeparateReasoningBody),
     "/abort_request": (Body.ABORT, AbortBody),
     "/v1/chat/completions/render": (Body.CHAT, ChatBody),
     "/v1/responses": (Body.RESPONSES, ResponsesBody),
     "/v1/responses/input_tokens": (Body.INPUT_TOKENS, InputTokensBody),
+    "/v1/score": (Body.SCORE, ScoreBody),
     "/v1/messages": (Body.MESSAGES, MessagesBody),
     "/v1/messages/count_tokens": (Body.COUNT_TOKENS, PromptBody),
     "/start_profile": (Body.PROFILE, ProfileBody),
+}
+
+QUERIES: Final[dict[str, tuple[tuple[str, str, dict[str, Any]], ...]]] = {
+    "/flush_cache": (("timeout", "seconds to wait for running requests", {"type": "number", "minimum": 0}),),
+    "/v1/responses/{response_id}/input_items": (
+        ("order", "asc or desc, the default", {"enum": ["asc", "desc"]}),
+        ("limit", "items of a page, default 20", {"type": "integer", "minimum": 1, "maximum": 100}),
+        ("after", "id of the last item of the page before", {"type": "string"}),
+    ),
+}
+"""Parameters in query strings: name, meaning, schema."""
+
+SECURITY: Final = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
 }
 
 ERROR: Final = {
@@ -64,7 +94,8 @@ def document(
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
         "paths": paths,
-        "components": {"schemas": schemas | {"Error": ERROR}},
+        "components": {"schemas": schemas | {"Error": ERROR}, "securitySchemes": SECURITY},
+        "security": [{}, *({name: []} for name in SECURITY)],
     }
 
 
@@ -84,6 +115,14 @@ def _operation(path: str, method: str, handler: Callable[..., Awaitable[None]]) 
     if path in BODIES and method != "GET":
         schema = {"$ref": f"#/components/schemas/{BODIES[path][1].__name__}"}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-    if "{model" in path:
-        operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"\{(\w+)", path)
+    ]
+    parameters += [
+        {"name": name, "in": "query", "description": text, "schema": schema}
+        for name, text, schema in QUERIES.get(path, ())
+    ]
+    if parameters:
+        operation["parameters"] = parameters
     return operation

@@ -49,7 +49,7 @@ class Origins:
     @staticmethod
     def _is_own(origin: bytes, host: bytes) -> bool:
         """Whether the page came from this server. A proxy in front may have ended TLS, so schemes are not compared."""
-        return origin.partition(b"://")[2].lower() == host.lower()
+        return host != b"" and origin.partition(b"://")[2].lower() == host.lower()
 
     def preflight(self, headers: dict[bytes, bytes]) -> Headers | None:
         """The answer to a browser that asks before it asks; None if this is another kind of OPTIONS.

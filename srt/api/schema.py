@@ -34,7 +34,10 @@ from srt.api.sampling import (
     stop_regexes,
     timeout_ms,
 )
+from srt.api.tools import Choice, call_constraint, reading_of
 from srt.errors import ErrorCode, ServingError
+from srt.formats.answer import Reading
+from srt.formats.description import Formats
 from srt.messages import ChatPrompt, ImageSource, SamplingParams, TextPrompt, TokenPrompt
 
 MAX_STOPS: Final = 32
@@ -85,15 +88,20 @@ class Request(msgspec.Struct, frozen=True):
     echo: bool = False
     return_ids: bool = False
     """Token ids of prompt and answer go into the answer."""
+    reading: Reading = Reading()
+    """How the answers of a chat are to be read."""
 
 
 class Schema:
     """Checks bodies against one server's vocabulary and limits."""
 
-    def __init__(self, *, vocab_size: int, context_length: int, batch_limit: int) -> None:
+    def __init__(
+        self, *, vocab_size: int, context_length: int, batch_limit: int, formats: Formats | None = None
+    ) -> None:
         self._vocab_size = vocab_size
         self._context_length = context_length
         self._batch_limit = batch_limit
+        self._formats = formats or Formats()
 
     # --- one function an endpoint -----------------------------------------------------------------------
 
@@ -156,11 +164,14 @@ class Schema:
         if limit is None:
             limit, field = body.max_tokens, "max_tokens"
         params = self._openai_sampling(body, limit, field, usual=None)
-        constraint = openai_constraint(body, after_thinking=True)
+        choice = Choice(body)
+        asked = openai_constraint(body, after_thinking=True)
+        constraint = call_constraint(body, choice, self._formats, asked) if choice.must_call else asked
         params = msgspec.structs.replace(params, logprobs=chat_logprobs(body), constraint=constraint)
-        prompt, images = chat_prompt(body)
+        prompt, images = chat_prompt(body, choice)
         request = self._openai_request(body, notices, "chat", (prompt,), params, field)
-        return msgspec.structs.replace(request, images=[images]) if images else request
+        reading = reading_of(body, choice, self._formats)
+        return msgspec.structs.replace(request, images=[images] if images else [], reading=reading)
 
     def token_lists(self, given: list[int | list[int]], name: str) -> tuple[list[bytes], bool]:
         """Packed ids of one list of tokens or of several, and whether there were several."""
@@ -179,10 +190,10 @@ class Schema:
             raise invalid(f"exactly one of 'text' and 'input_ids' is required, got {found}", "text")
         if body.input_ids is not None:
             packed, batch = self.token_lists(body.input_ids, "input_ids")
-            return self._batch([TokenPrompt(ids) for ids in packed], "input_ids"), batch
+            return self.batch([TokenPrompt(ids) for ids in packed], "input_ids"), batch
         match body.text:
             case list() as texts:
-                return self._batch([_text(text, f"text[{index}]") for index, text in enumerate(texts)], "text"), True
+                return self.batch([_text(text, f"text[{index}]") for index, text in enumerate(texts)], "text"), True
             case text:
                 assert text is not None
                 return (_text(text, "text"),), False
@@ -193,12 +204,13 @@ class Schema:
                 return (_text(text, "prompt"),)
             case [str(), *_]:
                 prompts = [_text(text, f"prompt[{index}]") for index, text in enumerate(_all_texts(given))]
-                return self._batch(prompts, "prompt")
+                return self.batch(prompts, "prompt")
             case _:
                 packed, _nested = self.token_lists(_no_texts(given), "prompt")
-                return self._batch([TokenPrompt(ids) for ids in packed], "prompt")
+                return self.batch([TokenPrompt(ids) for ids in packed], "prompt")
 
-    def _batch(self, prompts: list[V], name: str) -> tuple[V, ...]:
+    def batch(self, prompts: list[V], name: str) -> tuple[V, ...]:
+        """Prompts of one call, of which there must not be too many."""
         if not prompts:
             raise invalid(f"'{name}' is empty", name)
         if len(prompts) > self._batch_limit:

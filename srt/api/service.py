@@ -18,8 +18,10 @@ from srt.api.requestlog import RequestLog
 from srt.api.schema import Prompt, Request, Schema
 from srt.api.streams import Streams
 from srt.api.tickets import Ticket
+from srt.api.tracing import make_tracer
 from srt.configs.plan import RuntimePlan
 from srt.errors import ErrorCode, ServingError
+from srt.formats.description import FORMATS, Formats
 from srt.heartbeat import Board
 from srt.messages import ImageSource, TokenPrompt
 from srt.wire import Outbox
@@ -42,13 +44,16 @@ class Service:
         self.metrics = Metrics()
         self.streams = Streams(tokenizer, self.metrics)
         self.calls = Calls(tokenizer)
+        self.formats = Formats(FORMATS.get(plan.reasoning_format), FORMATS.get(plan.call_format))
         self.schema = Schema(
             vocab_size=plan.model.vocab_size,
             context_length=plan.context_length,
             batch_limit=max(1, plan.max_queued_requests + plan.max_running_requests),
+            formats=self.formats,
         )
         self.model = plan.server.served_model_name or plan.server.model_path
         self._logs = RequestLog(plan.server)
+        self.tracer = make_tracer(plan.server)
         self._model_names = {self.model, plan.server.model_path, plan.model.path, "default", ""}
         self.life = Life.LOADING
         self.started_at = time.time()
@@ -114,3 +119,4 @@ class Service:
         finally:
             self.streams.close(ticket)
             self._logs.ended(ticket, exchange.request_id)
+            self.tracer.ended(ticket, exchange)

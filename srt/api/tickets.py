@@ -69,7 +69,7 @@ class Stream:
         self.retractions = 0
         self.finish: Finish | None = None
         self.last: Delta | None = None
-        """What came last: it has the counts of the whole request, and its times once it has ended."""
+        """What came last from the tokenized request: it has its counts, and its times once it has ended."""
         self.told = False
         """The ending has been written to the client."""
         self.first_at = 0.0
@@ -90,6 +90,16 @@ class Stream:
         """What guessing ahead came to so far."""
         return None if self.last is None else self.last.speculation
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the prompt left the model within its reasoning."""
+        return self.last is not None and self.last.thinking
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of its reasoning so far."""
+        return 0 if self.last is None else self.last.reasoning_tokens
+
     def merge(self, delta: Delta) -> None:
         """Add a delta to what waits to be taken."""
         if delta.text:
@@ -97,6 +107,7 @@ class Stream:
         self.pending_ids += delta.token_ids
         self.completion_tokens += len(delta.token_ids)
         if delta.prompt_tokens:
+            self.last = delta
             self.prompt.tokens = delta.prompt_tokens
             self.prompt.cached_tokens = delta.cached_tokens or self.prompt.cached_tokens
             self.prompt.images = delta.images or self.prompt.images
@@ -107,7 +118,6 @@ class Stream:
             self.logprobs.output.append(delta.logprobs)
         self.retractions = max(self.retractions, delta.retractions)
         self.finish = delta.finish
-        self.last = delta
 
     def take_logprobs(self) -> PendingLogprobs:
         """Log probabilities since the last time."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs
@@ -16,9 +15,6 @@ from srt.api.http import Exchange
 from srt.api.schema import Request
 from srt.api.service import Service
 from srt.errors import ServingError
-from srt.formats.answer import ChatAnswer, Reading
-from srt.formats.description import STEP, Function
-from srt.messages import ChatPrompt
 
 
 def query(exchange: Exchange, name: str) -> str | None:
@@ -58,20 +54,3 @@ class ChatRequests:
         name = self._names[field]
         text = error.text.replace(f"'{field}", f"'{name}")
         return ServingError(error.code, text, name + path.removeprefix(field))
-
-
-def open_answer(request: Request, call_prefix: str) -> ChatAnswer:
-    """What takes the answer to a request apart; ids of calls begin with `call_prefix`."""
-    reading = Reading(STEP, STEP, tools=_functions(request))
-    return ChatAnswer(reading, thinking=True, new_id=lambda: call_prefix + uuid.uuid4().hex[:24])
-
-
-def _functions(request: Request) -> tuple[Function, ...]:
-    match request.prompts[0]:
-        case ChatPrompt(tools=tools) if tools:
-            return tuple(
-                Function(tool["function"]["name"], tool["function"].get("parameters") or {})
-                for tool in orjson.loads(tools)
-            )
-        case _:
-            return ()

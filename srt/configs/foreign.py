@@ -31,13 +31,9 @@ def _refused(sentence: str, *names: str, accepts: tuple[str, ...] = ()) -> Forei
 GRAMMARS: Final = "say --grammar-backend and --max-grammar-seconds"
 MODEL_DEFAULTS: Final = "sampling defaults are those of generation_config.json"
 IMAGE_LIMITS: Final = "images are limited by --max-images-per-request, --max-image-bytes, --max-image-pixels"
-NO_PARSERS: Final = (
-    "reasoning and tool calls are not split off by this version; the answer is the text as it was generated"
-)
 NO_TIERS: Final = "evicted KV pages are dropped; there is no host or disk tier in this version"
 NO_LORA: Final = "adapters are not supported"
 NO_CLUSTER: Final = "one machine, one replica, --tp-size workers is all that this version runs"
-NO_TRACE: Final = "traces are not exported; /metrics and --log-requests are what there is to look at"
 CHOSEN: Final = "this backend is chosen from the device and the weights, and printed at start-up"
 NO_GRAPHS: Final = "a CPU has no CUDA graphs to size"
 
@@ -46,6 +42,7 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _noted("no code from a model directory is ever run", "--trust-remote-code"),
     _noted("/metrics is always on", "--enable-metrics"),
     _noted("cached_tokens is in every answer", "--enable-cache-report", "--enable-prompt-tokens-details"),
+    _noted("tool calls are read wherever a request brings tools", "--enable-auto-tool-choice"),
     _noted("prefill and decode share every step", "--enable-mixed-chunk", "--enable-chunked-prefill"),
     _noted("prefixes are cached unless --disable-radix-cache is given", "--enable-prefix-caching"),
     _noted("the next step is planned ahead unless --disable-overlap-schedule is given", "--async-scheduling"),
@@ -116,7 +113,6 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _refused("it follows from --speculative-num-steps", "--speculative-num-draft-tokens"),
     _refused("--speculative-algorithm says which drafter runs", "--spec"),
     _noted("several MTP modules are always run as such", "--enable-multi-layer-eagle"),
-    _refused(NO_PARSERS, "--reasoning-parser", "--tool-call-parser", "--enable-auto-tool-choice"),
     _refused(GRAMMARS, "--structured-outputs-config", "--constrained-json-disable-any-whitespace"),
     _refused(
         IMAGE_LIMITS,
@@ -152,7 +148,9 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _refused("--allowed-origins opens every method and header of the API", "--allowed-methods", "--allowed-headers"),
     _refused("clients show keys, not certificates: --api-key", "--ssl-ca-certs", "--ssl-cert-reqs"),
     _refused("the key's file must not be encrypted", "--ssl-keyfile-password"),
-    _refused(NO_TRACE, "--enable-trace", "--otlp-traces-endpoint", "--crash-dump-folder", "--extra-metric-labels"),
+    _refused("--otlp-traces-endpoint turns traces on", "--enable-trace"),
+    _refused("requests are not recorded; --log-requests writes them to the log", "--crash-dump-folder"),
+    _refused("metrics have fixed labels", "--extra-metric-labels"),
     _refused("use --log-level", "--log-level-http", "--uvicorn-log-level"),
     _refused("routes are served at the root; put a reverse proxy in front", "--root-path", "--fastapi-root-path"),
 )

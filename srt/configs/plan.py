@@ -181,4 +181,8 @@ class RuntimePlan(msgspec.Struct, frozen=True):
     memory: dict[str, int] = {}
     """Planned bytes of each part over all ranks: weights, position tables, KV of each group, image features."""
     drafting: DraftTraits = DraftTraits()
+    reasoning_format: str = ""
+    """Name in `srt.formats.description.FORMATS` of how reasoning is written; empty: it is not looked for."""
+    call_format: str = ""
+    """The same for tool calls."""
     table: tuple[Choice, ...] = ()

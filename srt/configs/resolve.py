@@ -26,6 +26,7 @@ from srt.configs.pools import Limits, PoolRequest, Pools, plan_pools
 from srt.configs.server import ServerConfig
 from srt.configs.startup_table import Reasons, human, startup_table
 from srt.errors import StartupError
+from srt.formats.description import STEP
 
 MEMORY_SHARE: Final = {"cpu": 0.9, "cuda": 0.97}
 """Share of free memory that the plan may fill. On a CPU the rest is for the processes and activations; on a GPU these
@@ -33,6 +34,8 @@ are planned, and the rest is for what the allocator cannot use."""
 CPU_RUNNING_REQUESTS: Final = 64
 CPU_CHUNK_TOKENS: Final = 512
 IMAGE_PROCESSES_MAX: Final = 4
+FORMAT_OF: Final = {"step3p5": STEP.name, "step3p7": STEP.name}
+"""How models write reasoning and tool calls, by `model_type`."""
 
 
 def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fresh_seed: int = 0) -> RuntimePlan:
@@ -42,6 +45,7 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
     """
     _check_domains(server)
     _check_quantization(server, model)
+    _check_experts(server)
     dtype, dtype_reason = _dtype(server, model)
     limits = _limits(server, model)
     kv_dtype = "fp8_e4m3" if server.kv_cache_dtype.startswith("fp8") else dtype
@@ -83,6 +87,8 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
         random_seed=fresh_seed if server.random_seed is None else server.random_seed,
         image_processes=min(IMAGE_PROCESSES_MAX, device.cores) if model.has_vision else 0,
         drafting=drafting.traits,
+        reasoning_format=_format(server.reasoning_parser, model),
+        call_format=_format(server.tool_call_parser, model),
     )
     final = msgspec.structs.replace(limits, context=context, running=running, chunk=chunk)
     plan = msgspec.structs.replace(plan, memory=_memory(plan, weights, final))
@@ -94,6 +100,17 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
         drafting=drafting.reason,
     )
     return msgspec.structs.replace(plan, table=startup_table(plan, reasons))
+
+
+def _format(asked: str, model: ModelFacts) -> str:
+    """The format that a parser option means; the checkpoint's family writes in one."""
+    match asked:
+        case "auto":
+            return FORMAT_OF.get(model.model_type, "")
+        case "none":
+            return ""
+        case name:
+            return name
 
 
 def _memory(plan: RuntimePlan, weights: dict[str, int], limits: Limits) -> dict[str, int]:
@@ -139,6 +156,14 @@ def _kept(
         largest = step_bytes(model, limits.chunk + rows, rows, ITEM_BYTES[_dtype(server, model)[0]])
         estimates = {"largest step": largest, "graphs": GRAPHS_BYTES, "driver": CONTEXT_BYTES}
     return {part: size * server.tp_size for part, size in (tables | features | estimates).items() if size}
+
+
+def _check_experts(server: ServerConfig) -> None:
+    if server.moe_runner_backend == "flashinfer_cutlass":
+        raise StartupError(
+            "--moe-runner-backend flashinfer_cutlass is refused: those kernels clamp before silu, the model after it; "
+            "all they run is run exactly by native, flashinfer_trtllm or triton"
+        )
 
 
 def _check_quantization(server: ServerConfig, model: ModelFacts) -> None:

@@ -88,6 +88,23 @@ class ServerConfig(msgspec.Struct, frozen=True):
         str | None, Option(MODEL, "File with a Jinja chat template.", unset="the checkpoint's")
     ] = None
 
+    reasoning_parser: Annotated[
+        str,
+        Option(
+            MODEL,
+            "Format in which the model writes its reasoning; none leaves it in the content.",
+            choices=("auto", "step3p5", "none"),
+        ),
+    ] = "auto"
+    tool_call_parser: Annotated[
+        str,
+        Option(
+            MODEL,
+            "Format in which the model calls tools; none leaves calls in the content.",
+            choices=("auto", "step3p5", "none"),
+        ),
+    ] = "auto"
+
     host: Annotated[str, Option(NETWORK, "Address to listen on; 0.0.0.0 is every IPv4 interface.")] = "127.0.0.1"
     port: Annotated[int, Option(NETWORK, "TCP port to listen on; 0 picks a free one.", minimum=0, maximum=65535)] = (
         30000
@@ -309,7 +326,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
         Option(
             EXECUTION,
             "What computes the routed experts; a layer that it cannot compute exactly takes the next one.",
-            choices=("auto", "native", "flashinfer_trtllm", "triton", "reference"),
+            choices=("auto", "native", "flashinfer_trtllm", "flashinfer_cutlass", "triton", "reference"),
         ),
     ] = "auto"
     disable_overlap_schedule: Annotated[
@@ -418,6 +435,14 @@ class ServerConfig(msgspec.Struct, frozen=True):
         "text"
     )
 
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        Option(
+            LOGGING,
+            "URL that takes OpenTelemetry traces (OTLP over HTTP); needs the extra `tracing`.",
+            unset="no traces",
+        ),
+    ] = None
     profile_dir: Annotated[
         str | None,
         Option(LOGGING, "Directory under which /start_profile may write traces.", unset="no profiles"),

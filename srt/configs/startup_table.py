@@ -31,6 +31,10 @@ def _flag_or(value: object, flag: str, otherwise: str) -> str:
     return otherwise if value is None else flag
 
 
+def _asked(value: str, flag: str) -> str:
+    return "the checkpoint's" if value == "auto" else flag
+
+
 def startup_table(plan: RuntimePlan, reasons: Reasons) -> tuple[Choice, ...]:
     """The start-up table: what was resolved, to what, why, and the bytes of each part."""
     rows = [*_work_rows(plan, reasons), *_limit_rows(plan, reasons)]
@@ -56,6 +60,10 @@ def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
         Choice("KV dtype", plan.kv_dtype, _kv_reason(plan)),
         Choice("load format", server.load_format, "--load-format"),
         Choice("context length", f"{plan.context_length} tokens", reasons.context),
+        Choice(
+            "reasoning format", plan.reasoning_format or "none", _asked(server.reasoning_parser, "--reasoning-parser")
+        ),
+        Choice("tool call format", plan.call_format or "none", _asked(server.tool_call_parser, "--tool-call-parser")),
         Choice("random seed", str(plan.random_seed), _flag_or(server.random_seed, "--random-seed", "drawn at start")),
     ]
 

@@ -7,7 +7,7 @@ from typing import assert_never
 
 import msgspec
 
-from srt.formats.description import Function, TextFormat
+from srt.formats.description import STEP, Function, TextFormat
 from srt.formats.events import ArgumentsDelta, CallBegin, CallEnd, ContentDelta, Event, Problem, ReasoningDelta
 from srt.formats.reader import Reader, ReadOptions
 
@@ -100,16 +100,14 @@ class Reading(msgspec.Struct, frozen=True):
 class ChatAnswer:
     """One answer of a model while it grows, as events.
 
-    `thinking`: the prompt leaves the model within its reasoning. `new_id` makes the ids of calls.
+    `thinking` is asked once, when something of the answer has come: whether the prompt left the model within its
+    reasoning. `new_id` makes the ids of calls.
     """
 
-    def __init__(self, reading: Reading, *, thinking: bool, new_id: Callable[[], str]) -> None:
-        form = reading.calls or reading.reasoning
-        options = ReadOptions(
-            thinking=thinking, reasoning=reading.reasoning is not None, calls=reading.calls is not None
-        )
+    def __init__(self, reading: Reading, *, thinking: Callable[[], bool], new_id: Callable[[], str]) -> None:
         self._reading = reading
-        self._reader = None if form is None else Reader(form, reading.tools, options)
+        self._thinking = thinking
+        self._reader: Reader | None = None
         self._new_id = new_id
         self._collected = Collected()
         self._held: list[str] = []
@@ -122,17 +120,22 @@ class ChatAnswer:
 
     def feed(self, text: str) -> list[Event]:
         """More of the answer; returns what is new to the client."""
-        if self._reader is not None:
-            return self._shown(self._reader.feed(text))
-        return self._shown([ContentDelta(text)] if text else [])
+        return self._shown(self._opened().feed(text)) if text else []
 
     def finish(self, *, complete: bool) -> list[Event]:
         """The answer is over; `complete` says that the model ended it itself. Returns the last of it."""
-        shown = [] if self._reader is None else self._shown(self._reader.finish(complete=complete))
+        shown = self._shown(self._opened().finish(complete=complete))
         self._release_reasoning(shown)
         if self._left_out:
             self._leave_out(shown)
         return shown
+
+    def _opened(self) -> Reader:
+        if self._reader is None:
+            reasoning, calls = self._reading.reasoning, self._reading.calls
+            options = ReadOptions(thinking=self._thinking(), reasoning=reasoning is not None, calls=calls is not None)
+            self._reader = Reader(reasoning or calls or STEP, self._reading.tools, options)
+        return self._reader
 
     def _shown(self, events: list[Event]) -> list[Event]:
         """What of these events is for the client, in the order in which it is to see it."""

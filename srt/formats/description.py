@@ -26,6 +26,15 @@ class TextFormat(msgspec.Struct, frozen=True):
     parameter_close: str
     name_close: str = ">"
     padding: str = "\n"
+    """One character."""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The marks that are whole in themselves."""
+        return (
+            self.think_open, self.think_close, self.call_open, self.call_close, self.function_close,
+            self.parameter_close,
+        )  # fmt: skip
 
 
 STEP: Final = TextFormat(
@@ -50,3 +59,10 @@ class Function(msgspec.Struct, frozen=True):
     name: str
     parameters: dict[str, Any] = {}
     strict: bool = False
+
+
+class Formats(msgspec.Struct, frozen=True):
+    """How one checkpoint writes; None where it is not known or not looked for."""
+
+    reasoning: TextFormat | None = None
+    calls: TextFormat | None = None

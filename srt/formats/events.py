@@ -38,7 +38,10 @@ class CallEnd(msgspec.Struct, frozen=True):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Something is not as the format wants it. `text` was written and is in no delta; it may be empty."""
+    """Something is not as the format wants it. `text` was written and is in no delta; it may be empty.
+
+    It never stands within a call, but may follow one that is cut off.
+    """
 
     sentence: str
     text: str = ""

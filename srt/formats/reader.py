@@ -123,6 +123,8 @@ class _Call:
         """The parameter has come before; JSON has no place for it."""
         self.stray: list[str] = []
         """Text where only parameters should be."""
+        self.problems: list[Problem] = []
+        """Told behind the call, so that nothing stands between its arguments."""
         self._repeated: list[str] = []
 
     def begin_value(self, key: str) -> str:
@@ -406,7 +408,7 @@ class Reader:
     def _end_call(self, mode: Mode) -> None:
         self._flush_stray()
         self._say_arguments(self._call.writer.close())
-        self._events.append(CallEnd(self._call.index))
+        self._events += [CallEnd(self._call.index), *self._call.problems]
         self._mode = mode
 
     def _close_call(self) -> bool:
@@ -444,6 +446,7 @@ class Reader:
             return
         self._flush_stray()
         self._report("the answer is cut off, the arguments are not whole", self._call.rest())
+        self._events += self._call.problems
         self._mode = Mode.CONTENT
 
     # --- small parts ------------------------------------------------------------------------------------
@@ -454,12 +457,18 @@ class Reader:
             self._report("text between the parameters", stray.strip())
 
     def _say_arguments(self, text: str) -> None:
-        if text:
-            self._events.append(ArgumentsDelta(self._call.index, text))
+        if not text:
+            return
+        match self._events:
+            case [*_, ArgumentsDelta(index, before)]:
+                self._events[-1] = ArgumentsDelta(index, before + text)
+            case _:
+                self._events.append(ArgumentsDelta(self._call.index, text))
 
     def _report(self, sentence: str, text: str = "") -> None:
         where = f"tool call {self._call.index} ({self._call.name})" if self._mode in _IN_CALL else "tool calls"
-        self._events.append(Problem(f"{where}: {sentence}", text))
+        problems = self._call.problems if self._mode in (Mode.CALL, Mode.VALUE) else self._events
+        problems.append(Problem(f"{where}: {sentence}", text))
 
     def _consume(self, count: int) -> None:
         self._text = self._text[count:]

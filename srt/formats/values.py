@@ -48,7 +48,7 @@ TEXT: Final = ValueType()
 
 def parameter_types(parameters: Mapping[str, Any]) -> tuple[dict[str, ValueType], ValueType]:
     """Types of a function's parameters by name, and of all others."""
-    root = _resolved(parameters, parameters)
+    root = resolved(parameters, parameters)
     properties, others = root.get("properties"), root.get("additionalProperties")
     match properties:
         case dict():
@@ -70,7 +70,7 @@ def _collect(schema: Any, root: Mapping[str, Any], types: dict[str, None], choic
     """Add what a schema and its alternatives allow."""
     match schema:
         case dict() if references > 0:
-            schema = _resolved(schema, root)
+            schema = resolved(schema, root)
         case _:
             return
     match schema.get("type"):
@@ -96,7 +96,7 @@ def _collect(schema: Any, root: Mapping[str, Any], types: dict[str, None], choic
                 pass
 
 
-def _resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+def resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
     """The schema that a schema refers to within the same document; itself if it refers to none that is there."""
     for _ in range(MAX_REFERENCES):
         match schema.get("$ref"):

@@ -185,6 +185,7 @@ def timing(request: Request, now_ns: int) -> Timing:
     admitted_ns = now_ns if stamps.admitted_ns is None else stamps.admitted_ns
     first_ns = stamps.received_ns if stamps.first_token_ns is None else stamps.first_token_ns
     return Timing(
+        tokenized_s=(stamps.arrived_ns - stamps.received_ns) / 1e9,
         queue_s=(admitted_ns - stamps.received_ns) / 1e9,
         first_token_s=(first_ns - stamps.received_ns) / 1e9,
         total_s=(now_ns - stamps.received_ns) / 1e9,

@@ -60,10 +60,11 @@ class Row:
 class Stamps:
     """When things happened, in `time.monotonic_ns()`; None until they did."""
 
-    __slots__ = ("admitted_ns", "cancelled_ns", "first_token_ns", "received_ns")
+    __slots__ = ("admitted_ns", "arrived_ns", "cancelled_ns", "first_token_ns", "received_ns")
 
-    def __init__(self, received_ns: int) -> None:
+    def __init__(self, received_ns: int, arrived_ns: int) -> None:
         self.received_ns = received_ns
+        self.arrived_ns = arrived_ns
         self.admitted_ns: int | None = None
         self.first_token_ns: int | None = None
         self.cancelled_ns: int | None = None
@@ -139,7 +140,7 @@ class Request:
         wanted = admit.sampling.logprobs
         self.logprobs_from = None if wanted is None else wanted.prompt_from
         self.speculation = Speculation()
-        self.stamps = Stamps(admit.received_ns or now_ns)
+        self.stamps = Stamps(admit.received_ns or now_ns, now_ns)
 
     @property
     def rid(self) -> str:

@@ -6,6 +6,7 @@ from srt.messages import Delta, Emission, Finish, StopSpec
 from srt.tokenizer.detokenize import Detokenizer
 from srt.tokenizer.logprobs import Scores
 from srt.tokenizer.stops import Stops, stops_of
+from srt.tokenizer.thinking import ReasoningCount
 from srt.tokenizer.vocabulary import Vocabulary
 
 
@@ -16,8 +17,8 @@ class Answer:
     """
 
     __slots__ = (
-        "_cached_tokens", "_detokenizer", "_image_tokens", "_images", "_keeps_stop", "_pending_ids",
-        "_pending_text", "_prompt_tokens", "_rid", "_scores", "_stops", "_stream", "closed",
+        "_cached_tokens", "_detokenizer", "_image_tokens", "_images", "_keeps_stop", "_pending_ids", "_pending_text",
+        "_prompt_tokens", "_reasoning", "_rid", "_scores", "_stops", "_stream", "_thinking", "closed",
     )  # fmt: skip
 
     def __init__(
@@ -32,6 +33,7 @@ class Answer:
         images: int = 0,
         image_tokens: int = 0,
         scores: Scores | None = None,
+        reasoning: ReasoningCount | None = None,
     ) -> None:
         """Raises: ServingError if `stop` has an expression that is none."""
         self._rid = rid
@@ -40,6 +42,8 @@ class Answer:
         self._images, self._image_tokens = images, image_tokens
         self._keeps_stop = stop.keep_text
         self._scores = scores
+        self._reasoning = reasoning
+        self._thinking = reasoning is not None and reasoning.is_open
         self._detokenizer = Detokenizer(vocabulary, skip_special_tokens=skip_special_tokens)
         self._stops = stops_of(stop)
         self._pending_ids: list[int] = []
@@ -63,6 +67,8 @@ class Answer:
         else:
             finish = self._match(self._stops, emission)
         self.closed = finish is not None
+        if self._reasoning is not None:
+            self._reasoning.add(self._pending_ids[before:])
         if self._scores is not None:
             self._scores.add(emission, len(self._pending_ids) - before)
         if finish is None and not self._stream:
@@ -79,6 +85,8 @@ class Answer:
             cached_tokens=self._cached_tokens,
             images=self._images,
             image_tokens=self._image_tokens,
+            thinking=self._thinking,
+            reasoning_tokens=0 if self._reasoning is None else self._reasoning.tokens,
             retractions=emission.retractions,
             finish=finish,
             timing=emission.timing,

@@ -17,6 +17,7 @@ import zmq
 
 from srt.configs.plan import RuntimePlan
 from srt.errors import ErrorCode, ServingError
+from srt.formats.description import FORMATS
 from srt.heartbeat import Heartbeat
 from srt.messages import (
     Abort,
@@ -58,10 +59,10 @@ from srt.tokenizer.grammar_desk import open_desk as open_grammar_desk
 from srt.tokenizer.image_desk import open_desk
 from srt.tokenizer.image_prompt import Picture
 from srt.tokenizer.logprobs import Scores
-from srt.tokenizer.prompt import Prompter, unpack_ids
+from srt.tokenizer.prompt import Prompter, has_tools, unpack_ids
 from srt.tokenizer.sampling import SamplingDefaults, SamplingResolver
 from srt.tokenizer.template import ChatTemplate, find_template
-from srt.tokenizer.thinking import start_of, thinking_ids
+from srt.tokenizer.thinking import Thinking
 from srt.tokenizer.vocabulary import Vocabulary, read_json_object
 from srt.wire import Inbox, Outbox
 
@@ -81,13 +82,16 @@ class TokenizerProcess:
 
     def __init__(self, plan: RuntimePlan, rundir: Path, context: zmq.Context[Any]) -> None:
         directory = Path(plan.model.path)
-        self.vocabulary = Vocabulary(directory)
+        reasoning, calls = FORMATS.get(plan.reasoning_format), FORMATS.get(plan.call_format)
+        self.vocabulary = Vocabulary(directory, [mark for form in (reasoning, calls) if form for mark in form.marks])
+        self.thinking = Thinking(self.vocabulary, reasoning, calls, plan.model.eos_token_ids)
         source = find_template(directory, self.vocabulary.config, plan.server.chat_template)
         template = None if source is None else ChatTemplate(source, self.vocabulary.specials)
         self.images = open_desk(plan, self.vocabulary, rundir, context)
         self.grammars = open_grammar_desk(plan, rundir, context)
-        self.thinking = thinking_ids(self.vocabulary)
-        self.prompter = Prompter(self.vocabulary, template, plan.context_length, self.images.placeholder)
+        self.prompter = Prompter(
+            self.vocabulary, template, plan.context_length, self.images.placeholder, end_thinking=self.thinking.ended
+        )
         defaults = SamplingDefaults.of(read_json_object(directory / "generation_config.json"))
         self.resolver = SamplingResolver(defaults, plan.model.eos_token_ids, plan.context_length, plan.random_seed)
         self.inbox: Inbox[ToTokenizer] = Inbox(context, rundir, "tokenizer", ToTokenizer)
@@ -211,6 +215,9 @@ class TokenizerProcess:
                 images=len(spans),
                 image_tokens=sum(span.tokens for span in spans),
                 scores=None if wanted is None else Scores(wanted, packed, self.vocabulary),
+                reasoning=self.thinking.count(
+                    is_open=self.thinking.is_open(packed), with_tools=has_tools(request.prompt)
+                ),
             )
         except ServingError as error:
             self.images.release(request.rid)
@@ -234,7 +241,7 @@ class TokenizerProcess:
 
     def constrain(self, admit: Admit, constraint: Constraint) -> None:
         """Have a request's grammar made; it goes on when every worker has it."""
-        spec = GrammarSpec(b"", admit.stop.token_ids, start_of(constraint, admit.token_ids, self.thinking))
+        spec = GrammarSpec(b"", admit.stop.token_ids, self.thinking.start_of(constraint, admit.token_ids))
         sampling = msgspec.structs.replace(admit.sampling, grammar=spec)
         self.constrained[admit.rid] = msgspec.structs.replace(admit, sampling=sampling)
         try:

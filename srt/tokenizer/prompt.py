@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from typing import Any, Final, assert_never
 
 import msgspec
@@ -32,17 +33,34 @@ def unpack_ids(token_ids: bytes) -> list[int]:
     return packed.tolist()
 
 
+def has_tools(prompt: TextPrompt | TokenPrompt | ChatPrompt) -> bool:
+    """Whether a prompt offers tools."""
+    match prompt:
+        case ChatPrompt(tools=tools):
+            return bool(tools)
+        case _:
+            return False
+
+
 class Prompter:
     """Turns prompts into ids; the same way for a request and for `/tokenize`."""
 
     def __init__(
-        self, vocabulary: Vocabulary, template: ChatTemplate | None, context_length: int, image_text: str = ""
+        self,
+        vocabulary: Vocabulary,
+        template: ChatTemplate | None,
+        context_length: int,
+        image_text: str = "",
+        *,
+        end_thinking: Callable[[str], str] = str,
     ) -> None:
         self._vocabulary = vocabulary
         self._template = template
         self._context_length = context_length
         self._image_text = image_text
         """What stands for an image where a template takes no parts."""
+        self._end_thinking = end_thinking
+        """Ends the reasoning that a rendered prompt opens."""
         self._last: tuple[TextPrompt | ChatPrompt, bytes] | None = None
         """The last prompt and its ids: several answers to one prompt come as as many requests, one after the other."""
 
@@ -99,7 +117,8 @@ class Prompter:
         for index, message in enumerate(messages):
             self._normalise(message, index)
         tools = _decoded(prompt.tools, "tools") if prompt.tools else None
-        return self._template.render(messages, tools, kwargs)
+        text = self._template.render(messages, tools, kwargs)
+        return self._end_thinking(text) if kwargs.get("enable_thinking") is False else text
 
     def _normalise(self, message: dict[str, Any], index: int) -> None:
         """Bring a message into the one form that templates expect, in place."""

@@ -44,12 +44,12 @@ def _is_byte_level(decoder: Any) -> bool:
 
 
 class Vocabulary:
-    """Token ids of one checkpoint.
+    """Token ids of one checkpoint. Texts in `marks` mean something in an answer: they are never left out of it.
 
     Raises: StartupError if the directory has no usable tokenizer.json.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, marks: Iterable[str] = ()) -> None:
         path = directory / "tokenizer.json"
         decoder = read_json_object(path).get("decoder")
         if not _is_byte_level(decoder):
@@ -64,7 +64,10 @@ class Vocabulary:
         self.config = read_json_object(directory / "tokenizer_config.json")
         self.specials = _special_texts(self.config, read_json_object(directory / "special_tokens_map.json"))
         added = self._tokenizer.get_added_tokens_decoder()
-        self.special_ids = frozenset(index for index, token in added.items() if token.special)
+        kept = frozenset(marks)
+        self.special_ids = frozenset(
+            index for index, token in added.items() if token.special and token.content not in kept
+        )
         self._bytes: dict[int, bytes] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:

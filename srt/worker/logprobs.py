@@ -24,13 +24,13 @@ def logprobs_of(logits: Tensor, tokens: Tensor, spec: LogprobSpec) -> Logprobs:
     """What `spec` wants of N positions: logits [N, V] and the tokens [N] int64 that follow them, on one device."""
     logits = logits.float()
     norm = logits.logsumexp(dim=-1, keepdim=True)
-    values = logits.gather(1, tokens[:, None]) - norm
+    values = (logits.gather(1, tokens[:, None]) - norm).clamp(max=0)  # rounding may say more than certain
     top_ids, top_values, listed = b"", b"", b""
     if spec.top:
         largest = logits.topk(spec.top, dim=-1)
-        top_ids, top_values = _int32(largest.indices), _float32(largest.values - norm)
+        top_ids, top_values = _int32(largest.indices), _float32((largest.values - norm).clamp(max=0))
     if spec.ids:
-        listed = _float32(logits[:, list(spec.ids)] - norm)
+        listed = _float32((logits[:, list(spec.ids)] - norm).clamp(max=0))
     return Logprobs(_int32(tokens), _float32(values), top_ids, top_values, listed)
 
 

@@ -24,6 +24,7 @@ def sampled(**params: Any) -> dict[str, Any]:
 
 SCORED: dict[str, Any] = {"text": "x", "return_logprob": True}
 
+TOOL = {"type": "function", "function": {"name": "look_up"}}
 REFUSED: list[tuple[str, Any, str, str | None]] = [
     (NATIVE, {}, "exactly one of 'text' and 'input_ids' is required, got neither", "text"),
     (NATIVE, {"text": "x", "input_ids": [5]}, "got both", "text"),
@@ -129,8 +130,32 @@ REFUSED: list[tuple[str, Any, str, str | None]] = [
         "'tools[0].function' is required",
         "tools[0].function",
     ),
-    (CHAT, {"messages": [USER], "tool_choice": "required"}, "'tool_choice' is not supported", "tool_choice"),
-    (CHAT, {"messages": [USER], "reasoning_effort": "max"}, '"max", it must be one of low, medium, high', None),
+    (
+        CHAT,
+        {"messages": [USER], "tool_choice": "required"},
+        "'tool_choice' is \"required\", but there are no 'tools'",
+        None,
+    ),
+    (CHAT, {"messages": [USER], "tools": [TOOL], "tool_choice": "required"}, "knows no format of tool calls", None),
+    (CHAT, {"messages": [USER], "tools": [TOOL], "tool_choice": "any"}, "'tool_choice' is \"any\", it must be", None),
+    (
+        CHAT,
+        {"messages": [USER], "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}},
+        "'tool_choice' names \"x\", which is not among the 'tools'",
+        "tool_choice",
+    ),
+    (CHAT, {"messages": [USER], "tools": [TOOL, TOOL]}, "as of another tool", "tools[1].function.name"),
+    (CHAT, {"messages": [USER], "tools": [{"function": {"name": "a>b"}}]}, "nor hold '<', '>'", None),
+    (CHAT, {"messages": [USER], "tools": [{"function": {"name": "a" * 257}}]}, "257 characters, the limit is", None),
+    (
+        CHAT,
+        {"messages": [USER], "tools": [TOOL], "tool_choice": "required", "regex": "a"},
+        "which makes the answer a call; 'regex' makes it something else",
+        "regex",
+    ),
+    ("/parse_function_call", {"text": "x", "tool_call_parser": "hermes"}, "must be one of step3p5", "tool_call_parser"),
+    ("/separate_reasoning", {"text": "x"}, "'reasoning_parser' is null, it must be one of step3p5", "reasoning_parser"),
+    (CHAT, {"messages": [USER], "reasoning_effort": "max"}, '"max", it must be one of none, low, medium, high', None),
     (CHAT, {"messages": [USER], "response_format": {"type": "xml"}}, '"xml", it must be one of text', None),
     (CHAT, {"messages": [USER], "response_format": {"type": "json_schema"}}, "schema' is required", None),
     (

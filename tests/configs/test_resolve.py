@@ -153,6 +153,11 @@ def test_an_unknown_storage_format_is_refused() -> None:
         resolve(ServerConfig(model_path="x"), msgspec.structs.replace(MODEL, dtype="float8_e4m3fn"), DEVICE)
 
 
+def test_experts_that_clamp_elsewhere_are_refused_with_the_reason() -> None:
+    with pytest.raises(StartupError, match="flashinfer_cutlass is refused: those kernels clamp before silu"):
+        make_plan(moe_runner_backend="flashinfer_cutlass")
+
+
 def test_a_share_of_the_memory_is_the_last_resort() -> None:
     with pytest.raises(StartupError, match=r"weights need 4\.8 MiB in bfloat16; 4\.0 MiB of 8\.0 MiB may be filled"):
         with_memory(8 << 20, mem_fraction_static=0.5)

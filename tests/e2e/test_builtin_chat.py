@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionMessage
+from openai.types.chat.chat_completion import Choice
 
-from srt.builtin.tasks import Example, evaluation_set, read_completion
+from srt.builtin.tasks import Example, evaluation_set
 from tests.support.server import Server
 from tools.builtin import text
 
@@ -42,37 +45,154 @@ def client(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
 
 
-def say(client: openai.OpenAI, messages: list[dict[str, Any]], **options: Any) -> str:
-    """Content of a greedy answer, reasoning included."""
-    done = client.chat.completions.create(model="builtin:tiny", messages=messages, temperature=0, **options)  # type: ignore[arg-type]
-    assert done.choices[0].finish_reason == "stop"
-    assert done.choices[0].message.content is not None
-    return str(done.choices[0].message.content)
+def create(client: openai.OpenAI, messages: list[Any], **options: Any) -> Any:
+    """Whatever a greedy call returns."""
+    make: Any = client.chat.completions.create
+    return make(model="builtin:tiny", messages=messages, temperature=0, **options)
 
 
-def test_a_tool_call_and_its_result_go_round(client: openai.OpenAI) -> None:
+def answer(client: openai.OpenAI, messages: list[dict[str, Any]], **options: Any) -> Choice:
+    """A greedy answer."""
+    done: ChatCompletion = create(client, messages, **options)
+    assert not (done.model_extra or {}).get("warnings")
+    return done.choices[0]
+
+
+def thought(choice: Choice) -> str:
+    """The reasoning of an answer."""
+    return str((choice.message.model_extra or {})["reasoning_content"])
+
+
+def called(message: ChatCompletionMessage) -> list[tuple[str, Any]]:
+    """The calls of a message."""
+    calls = [call for call in message.tool_calls or [] if call.type == "function"]
+    assert len({call.id for call in calls}) == len(calls)
+    return [(call.function.name, json.loads(call.function.arguments)) for call in calls]
+
+
+def test_tool_calls_and_their_results_go_round(client: openai.OpenAI) -> None:
     user = {"role": "user", "content": "What is the weather in Paris and use the tool to add 4 and 5."}
-    called = read_completion(say(client, [user], tools=[ADD, WEATHER]), [ADD, WEATHER])
-    assert called.calls == (("get_weather", {"city": "Paris"}), ("add", {"a": 4, "b": 5}))
-    # As an agent sends them: arguments as JSON text, results by the id of the call.
-    calls = [
-        {"id": "call_a", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}},
-        {"id": "call_b", "type": "function", "function": {"name": "add", "arguments": '{"a": 4, "b": 5}'}},
+    first = answer(client, [user], tools=[ADD, WEATHER])
+    assert called(first.message) == [("get_weather", {"city": "Paris"}), ("add", {"a": 4, "b": 5})]
+    assert (first.finish_reason, first.message.content) == ("tool_calls", None)
+    assert thought(first) == "get_weather Paris add 4 5"
+    # As an agent does it: the message goes back as it came, with results by the ids of the calls.
+    results = ['{"weather": "rainy"}', '{"result": 9}']
+    rest = [
+        {"role": "tool", "tool_call_id": call.id, "content": result}
+        for call, result in zip(first.message.tool_calls or [], results, strict=True)
     ]
-    rest: list[dict[str, Any]] = [
-        {"role": "assistant", "content": None, "tool_calls": calls},
-        {"role": "tool", "tool_call_id": "call_a", "content": '{"weather": "rainy"}'},
-        {"role": "tool", "tool_call_id": "call_b", "content": '{"result": 9}'},
+    second = answer(client, [user, first.message.model_dump(), *rest], tools=[ADD, WEATHER])
+    assert (second.finish_reason, second.message.content) == ("stop", "It is rainy in Paris. The result is 9.")
+
+
+def test_a_streamed_answer_with_calls_is_the_whole_one(client: openai.OpenAI) -> None:
+    user = {"role": "user", "content": "Use the tool to add 12 and 7 and what is the weather in Rome?"}
+    whole = answer(client, [user], tools=[ADD, WEATHER])
+    chunks = create(client, [user], tools=[ADD, WEATHER], stream=True, stream_options={"include_usage": True})
+    reasoning, calls, reason = "", dict[int, list[str]](), None
+    usage: Any = None
+    for chunk in chunks:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            reason = choice.finish_reason or reason
+            reasoning += choice.delta.reasoning_content or ""
+            assert not choice.delta.content
+            for part in choice.delta.tool_calls or []:
+                name, arguments = part.function.name, part.function.arguments
+                assert (part.id is None) == (name is None) == (part.index in calls)
+                calls.setdefault(part.index, [name, ""])[1] += arguments
+    assert reasoning == thought(whole)
+    assert [(name, json.loads(arguments)) for name, arguments in calls.values()] == called(whole.message)
+    assert reason == whole.finish_reason == "tool_calls"
+    assert 0 < usage.completion_tokens_details.reasoning_tokens < usage.completion_tokens
+
+
+def test_the_clients_own_helper_puts_a_streamed_answer_together(client: openai.OpenAI) -> None:
+    user = {"role": "user", "content": "What is the weather in Paris?"}
+    begin: Any = client.chat.completions.stream
+    with begin(model="builtin:tiny", messages=[user], tools=[WEATHER], temperature=0) as stream:
+        names = [event.type for event in stream]
+        message = stream.get_final_completion().choices[0].message
+    assert called(message) == [("get_weather", {"city": "Paris"})]
+    assert "tool_calls.function.arguments.delta" in names
+    assert "tool_calls.function.arguments.done" in names
+
+
+def test_one_call_at_most_leaves_the_second_out_and_says_so(client: openai.OpenAI) -> None:
+    user = {"role": "user", "content": "Use the tool to add 1 and 2 and use the tool to add 3 and 4."}
+    done = create(client, [user], tools=[ADD], parallel_tool_calls=False)
+    assert called(done.choices[0].message) == [("add", {"a": 1, "b": 2})]
+    assert done.choices[0].finish_reason == "tool_calls"
+    assert done.model_extra["warnings"] == [
+        'choice 0: one call is wanted, a further one is left out: \'add {"a": 3, "b": 4}\''
     ]
-    replied = read_completion(say(client, [user, *rest], tools=[ADD, WEATHER]))
-    assert replied.content == "It is rainy in Paris. The result is 9."
+
+
+def test_a_model_that_must_call_a_tool_calls_one(client: openai.OpenAI) -> None:
+    question = {"role": "user", "content": "What is 3 * 4?"}
+    assert not answer(client, [question], tools=[ADD, WEATHER]).message.tool_calls
+    called_any = answer(client, [question], tools=[ADD, WEATHER], tool_choice="required", max_tokens=400)
+    assert called_any.finish_reason in ("tool_calls", "length"), "one call or more"
+    for name, arguments in called(called_any.message)[:1]:
+        assert name in ("add", "get_weather")
+        assert set(arguments) <= {"a", "b", "city"}
+    choice = {"type": "function", "function": {"name": "get_weather"}}
+    called_one = answer(client, [question], tools=[ADD, WEATHER], tool_choice=choice)
+    [(name, arguments)] = called(called_one.message)
+    assert (name, list(arguments), called_one.finish_reason) == ("get_weather", ["city"], "tool_calls")
+    assert called_one.message.content is None
+    assert thought(called_one), "it thinks first, as it likes"
+
+
+def test_a_call_that_must_be_comes_streamed_as_it_comes_whole(client: openai.OpenAI) -> None:
+    question = {"role": "user", "content": "Use the tool to add 31 and 4."}
+    options: Any = {"tools": [WEATHER, ADD], "tool_choice": "required", "parallel_tool_calls": False}
+    whole = answer(client, [question], **options)
+    assert called(whole.message) == [("add", {"a": 31, "b": 4})]
+    chunks = [chunk.choices[0] for chunk in create(client, [question], stream=True, **options)]
+    parts = [part.function for chunk in chunks for part in chunk.delta.tool_calls or []]
+    assert "".join(part.arguments for part in parts) == '{"a": 31, "b": 4}'
+    assert chunks[-1].finish_reason == "tool_calls"
+
+
+def test_a_call_without_thinking_begins_at_once(client: openai.OpenAI) -> None:
+    question = {"role": "user", "content": "Use the tool to add 31 and 4."}
+    found = answer(client, [question], tools=[ADD], tool_choice="required", reasoning_effort="none", max_tokens=300)
+    assert found.message.tool_calls
+    assert found.message.model_dump()["reasoning_content"] is None
 
 
 def test_an_answer_can_be_sent_back_as_it_came(client: openai.OpenAI) -> None:
     messages = [{"role": "user", "content": "What is 20 + 22?"}]
-    first = say(client, messages)
-    messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "Reverse the word gate."}]
-    assert read_completion(say(client, messages)).content == "etag"
+    first = answer(client, messages)
+    assert (first.message.content, bool(thought(first))) == ("42", True)
+    question = {"role": "user", "content": "Reverse the word gate."}
+    assert answer(client, [*messages, first.message.model_dump(), question]).message.content == "etag"
+
+
+def test_reasoning_is_told_apart_left_in_or_left_out_as_the_client_wants(client: openai.OpenAI) -> None:
+    question = [{"role": "user", "content": "What is 20 + 22?"}]
+    apart = answer(client, question)
+    inside = answer(client, question, extra_body={"separate_reasoning": False})
+    hidden = answer(client, question, extra_body={"include_reasoning": False})
+    assert inside.message.content == f"{thought(apart)}\n</think>\n42"
+    assert inside.message.model_dump()["reasoning_content"] is None
+    assert (hidden.message.content, hidden.message.model_dump()["reasoning_content"]) == ("42", None)
+    stream = create(client, question, stream=True, extra_body={"stream_reasoning": False})
+    pieces = [chunk.choices[0].delta.model_dump().get("reasoning_content") for chunk in stream]
+    assert [piece for piece in pieces if piece] == [thought(apart)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"reasoning_effort": "none"}, {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}],
+    ids=["effort", "template"],
+)
+def test_an_answer_without_thinking_is_content(client: openai.OpenAI, options: dict[str, Any]) -> None:
+    found = answer(client, [{"role": "user", "content": "What is 3 * 4?"}], **options)
+    assert found.message.content, "the model was not trained for it, so what it says is another matter"
+    assert found.message.model_dump()["reasoning_content"] is None
 
 
 def test_no_tool_is_shown_to_a_chat_that_wants_none_used(client: openai.OpenAI) -> None:
@@ -88,9 +208,9 @@ def test_no_tool_is_shown_to_a_chat_that_wants_none_used(client: openai.OpenAI) 
 
 def test_more_effort_thinks_longer_and_answers_the_same(client: openai.OpenAI) -> None:
     question = [{"role": "user", "content": "Sort these numbers: 41 7 93 5"}]
-    answers = [read_completion(say(client, question, reasoning_effort=effort)) for effort in ("low", "medium", "high")]
-    assert [answer.content for answer in answers] == ["5 7 41 93"] * 3
-    low, medium, high = (len(answer.reasoning) for answer in answers)
+    answers = [answer(client, question, reasoning_effort=effort) for effort in ("low", "medium", "high")]
+    assert [found.message.content for found in answers] == ["5 7 41 93"] * 3
+    low, medium, high = (len(thought(found)) for found in answers)
     assert low < medium < high
 
 

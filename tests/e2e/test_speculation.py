@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from srt.builtin.tasks import evaluation_set
+from srt.configs.step3p7 import part_of
 from tests.support.server import Server
 
 TINY = Path(__file__).parents[2] / "srt" / "builtin" / "tiny"
 FAMILIES = ("sum", "product", "sort", "reverse", "count", "json", "recall", "difference")
+MAIN_LAYERS = 8
 GATE = 3.2
 """Tokens a step, of 4 with three guesses."""
 
@@ -29,8 +33,17 @@ def bodies() -> list[dict[str, Any]]:
                 body |= {"temperature": 1.3, "seed": number}
             case _:
                 body |= {"temperature": 0.8, "top_p": 0.9, "top_k": 20, "seed": number, "min_tokens": number % 9}
+        if number % 5 == 2:
+            body |= {"frequency_penalty": 0.4, "presence_penalty": 0.2, "repetition_penalty": 1.1}
+            body["logit_bias"] = {"300": 2.0, "301": -100}
         if number % 6 == 5:
             body["stop"] = ["1", " a"]
+        if number % 5 == 1:
+            body |= {"frequency_penalty": 0.4, "presence_penalty": 0.3, "repetition_penalty": 1.1}
+        if number % 5 == 2:
+            body |= {"logit_bias": {"50": 3.5, "100": -100.0}, "min_tokens": 12}
+        if number % 3 == 0:
+            body |= {"logprobs": True, "top_logprobs": 3}
         made.append(body)
     return made
 
@@ -42,7 +55,8 @@ def answers(server: Server, asked: list[dict[str, Any]]) -> list[Any]:
         answer = server.request("POST", "/v1/chat/completions", body)
         assert answer.status == 200, answer
         choice = answer.json["choices"][0]
-        return choice["message"]["content"], choice["token_ids"], choice["finish_reason"], choice["matched_stop"]
+        text, ids = choice["message"]["content"], choice["token_ids"]
+        return text, ids, choice["finish_reason"], choice["matched_stop"], choice.get("logprobs")
 
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(ask, asked))
@@ -69,13 +83,79 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_01_06_27_31_answers_are_those_without_guesses(setting: str, plain: list[Any]) -> None:
-    with Server("--model-path", str(TINY), "--speculative-algorithm", "auto", *SETTINGS[setting]) as server:
-        assert answers(server, bodies()) == plain
+def test_01_06_09_27_29_30_31_answers_are_those_without_guesses(setting: str, plain: list[Any]) -> None:
+    with Server("--model-path", str(TINY), *SETTINGS[setting]) as server:
+        told = answers(server, bodies())
+        if setting == "two ranks":  # sums over ranks round in another way
+            assert [answer[:4] for answer in told] == [answer[:4] for answer in plain]
+        else:
+            assert told == plain
         assert server.metric("spec_accepted_tokens_total") > 0
         assert server.metric("kv_pages_leaked") == 0
         if setting == "mtp in a tiny pool":
             assert server.metric("evicted_tokens_total") > 0
+
+
+@pytest.fixture(scope="module")
+def stripped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model without the tensors of its modules, as exporters leave it: its configuration names them."""
+    directory = tmp_path_factory.mktemp("stripped")
+    for file in TINY.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, directory)
+            continue
+        kept = {name: tensor for name, tensor in load_file(file).items() if part_of(name, MAIN_LAYERS) != "mtp"}
+        save_file(kept, directory / file.name, {"format": "pt"})
+    for index in directory.glob("*.index.json"):
+        index.unlink()
+    return directory
+
+
+def test_39_a_checkpoint_without_modules_says_so_and_takes_them_from_another(stripped: Path, plain: list[Any]) -> None:
+    asked = bodies()[:16]
+    with Server("--model-path", str(stripped)) as server:
+        assert "the checkpoint has no MTP modules" in server.log
+        assert answers(server, asked) == plain[:16]
+    with Server("--model-path", str(stripped), "--draft-model-path", str(TINY)) as server:
+        assert f"weights from {TINY}" in server.log
+        assert answers(server, asked) == plain[:16]
+        assert server.metric("spec_accept_length") >= GATE
+
+
+def test_images_are_seen_alike_with_guesses() -> None:
+    asked: list[dict[str, Any]] = []
+    for family in ("image_object", "image_digit", "image_many"):
+        for example in evaluation_set(family, 2):
+            messages = example.openai_messages()
+            asked.append({"messages": messages, "max_tokens": 60, "temperature": 0, "return_token_ids": True})
+    with Server("--model-path", str(TINY)) as server:
+        guessed = answers(server, asked)
+        assert server.metric("spec_accept_length") >= GATE
+        assert answers(server, asked) == guessed, "with the images' pages from the tree"
+        assert answers(server, [{**body, "speculative": "off"} for body in asked]) == guessed
+
+
+def test_earlier_text_takes_half_the_steps_where_an_answer_repeats_it() -> None:
+    """A chat whose last question was asked before: the answer stands in the prompt."""
+    steps = {}
+    with Server("--model-path", str(TINY), "--speculative-algorithm", "ngram") as server:
+        asked = []
+        for example in (e for family in FAMILIES for e in evaluation_set(family, 2)):
+            question = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in example.messages)
+            question += "<|im_start|>assistant\n<think>\n"
+            body = {"text": question, "sampling_params": {"temperature": 0, "max_new_tokens": 200}}
+            said = server.request("POST", "/generate", body).json["text"]
+            asked.append({**body, "text": f"{question}{said}<|im_end|>\n{question}"})
+        told = []
+        for speculative in ("off", "auto"):
+            before = server.metric("scheduler_steps_total")
+            told.append([
+                server.request("POST", "/generate", {**body, "speculative": speculative}).json["output_ids"]
+                for body in asked
+            ])  # fmt: skip
+            steps[speculative] = server.metric("scheduler_steps_total") - before
+    assert told[0] == told[1]
+    assert steps["off"] >= 2 * steps["auto"]
 
 
 def test_43_greedy_answers_take_at_least_3_2_tokens_a_step() -> None:
@@ -84,7 +164,7 @@ def test_43_greedy_answers_take_at_least_3_2_tokens_a_step() -> None:
         for family in FAMILIES
         for example in evaluation_set(family, 4)
     ]
-    with Server("--model-path", str(TINY), "--speculative-algorithm", "auto") as server:
+    with Server("--model-path", str(TINY)) as server:
         for body in asked:
             assert server.request("POST", "/v1/chat/completions", body).status == 200
         assert server.metric("spec_accept_length") >= GATE
@@ -96,7 +176,7 @@ def test_32_a_request_tells_what_guessing_came_to_and_can_do_without() -> None:
         "text": "<|im_start|>user\nCount from 1 to 30.<|im_end|>\n<|im_start|>assistant\n<think>\n",
         "sampling_params": {"temperature": 0, "max_new_tokens": 60, "ignore_eos": True},
     }
-    with Server("--model-path", str(TINY), "--speculative-algorithm", "auto") as server:
+    with Server("--model-path", str(TINY)) as server:
         guessed = server.request("POST", "/generate", body).json
         plain = server.request("POST", "/generate", {**body, "speculative": "off"}).json
         wrong = server.request("POST", "/generate", {**body, "speculative": "no"})

@@ -203,10 +203,10 @@ def test_the_first_calls_arguments_come_whole_with_several_tokens_a_step_vllm_41
     pieces = [text[:60], text[60:61], text[61:150], text[150:]]
     events = read(pieces, ReadOptions())
     assert [event for event in events if not isinstance(event, ArgumentsDelta)] == [
-        CallBegin(0, "get_weather"), Problem("tool call 0 (get_weather): the function is not among the tools"),
-        CallEnd(0),
-        CallBegin(1, "get_weather"), Problem("tool call 1 (get_weather): the function is not among the tools"),
-        CallEnd(1),
+        CallBegin(0, "get_weather"), CallEnd(0),
+        Problem("tool call 0 (get_weather): the function is not among the tools"),
+        CallBegin(1, "get_weather"), CallEnd(1),
+        Problem("tool call 1 (get_weather): the function is not among the tools"),
     ]  # fmt: skip
     arguments = ["".join(e.text for e in events if isinstance(e, ArgumentsDelta) and e.index == at) for at in (0, 1)]
     assert list(map(json.loads, arguments)) == [{"city": "Paris"}, {"city": "Oslo"}]

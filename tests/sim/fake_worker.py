@@ -16,12 +16,13 @@ be rolled back (drafts are), so nobody else may write what it reads, or read wha
 from __future__ import annotations
 
 import random
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 from zlib import crc32
 
-from srt.messages import ImageSpan, RowStart, StepPlan, StepResult
+from srt.messages import ImageSpan, Logprobs, RowLogprobs, RowStart, StepPlan, StepResult
 
 VOCABULARY = 48
 SLIDING_SALT = 0x5BD1E995
@@ -82,7 +83,16 @@ class WorkerRow:
         tokens = [int.from_bytes(ids[at : at + 4], "little") for at in range(0, len(ids), 4)]
         self.tokens = as_seen(tokens, start.images)
         self.computed = self.begin = start.computed
+        self.told = start.sampling.logprobs is not None
+        self.prompt_tokens, self.logprobs_from = start.prompt_tokens, start.logprobs_from
+        assert self.logprobs_from is None or self.computed < self.logprobs_from < self.prompt_tokens
         self.tables: list[dict[int, int]] = [{} for _ in range(groups)]
+
+
+def tell(row: WorkerRow, first: int, end: int) -> Logprobs:
+    """Tokens of these positions, and as their log probability the position itself."""
+    ids = row.tokens[first:end]
+    return Logprobs(array("i", ids).tobytes(), array("f", range(first, end)).tobytes())
 
 
 class Touched(NamedTuple):
@@ -100,6 +110,7 @@ class FakeWorker:
     ) -> None:
         self.modules = modules
         self.luck = luck
+        self.context = 1 << 30
         self.dice = random.Random(rows)
         self.guesses = self.right_guesses = 0
         self.page_size = page_size
@@ -131,11 +142,15 @@ class FakeWorker:
         self.unanswered.append(Touched({}, {}))
         sampled: list[int] = []
         counts: list[int] = []
+        logprobs: list[RowLogprobs] = []
         drafts = plan.drafts or [0] * len(plan.rows)
-        for index, count, emits, guesses in zip(plan.rows, plan.counts, plan.emits, drafts, strict=True):
+        for at, (index, count, emits, guesses) in enumerate(
+            zip(plan.rows, plan.counts, plan.emits, drafts, strict=True)
+        ):
             row = self.rows[index]
             assert row.computed + count <= len(row.tokens), "a row computes tokens that it does not know"
             before, known = row.computed, len(row.tokens)
+            assert not guesses or before + count + guesses < self.context, "a guess lies behind the last position"
             values = self._compute(row, count, guesses)
             if emits:
                 assert row.computed == len(row.tokens), "a row emits before it has computed all it knows"
@@ -144,10 +159,20 @@ class FakeWorker:
                 row.computed += len(kept) - 1
                 sampled += kept
                 counts.append(len(kept))
+            if row.told:
+                output = tell(row, known, len(row.tokens)) if emits else None
+                logprobs.append(RowLogprobs(at, self._prompt(row, before + 1, min(known, before + count + 1)), output))
             if self.modules:
                 self._draft(row, min(before, known - self.modules))
         drafted = [guesses for guesses, emits in zip(drafts, plan.emits, strict=True) if emits] if plan.drafts else []
-        return StepResult(plan.step, sampled, counts, elapsed_us=1, drafted=drafted)
+        return StepResult(plan.step, sampled, counts, elapsed_us=1, drafted=drafted, logprobs=logprobs)
+
+    def _prompt(self, row: WorkerRow, first: int, end: int) -> Logprobs | None:
+        """Of the prompt's positions [first, end) those that are wanted."""
+        if row.logprobs_from is None:
+            return None
+        first, end = max(first, row.logprobs_from), min(end, row.prompt_tokens)
+        return tell(row, first, end) if first < end else None
 
     def _check(self, row: WorkerRow, values: Values, guesses: int) -> list[int]:
         """Go on for so many guesses; returns what is sampled after the right ones."""

@@ -168,3 +168,16 @@ def test_a_long_prompt_does_not_stop_the_answers_that_run() -> None:
         heard.append(len(talking.output) - before)
     assert len(heard) >= 1500 // 32
     assert set(heard[2:45]) == {1}
+
+
+@pytest.mark.parametrize("luck", [0.0, 1.0])
+def test_18_no_guess_is_checked_behind_the_last_token_that_a_request_may_have(luck: float) -> None:
+    """The worker refuses guesses behind the context; within it, answers end exactly at their limits."""
+    inside = World(runtime_plan(context=64, rows=4, drafts=7, modules=7))
+    inside.worker.luck = luck
+    prompts = [[number] * length for number, length in enumerate((5, 40, 57, 63))]
+    clients = [inside.send(prompt, most) for prompt, most in zip(prompts, (20, 64, 7, 64), strict=True)]
+    inside.run()
+    assert inside.worker.guesses
+    for client, length in zip(clients, (25, 64, 64, 64), strict=True):
+        assert client.output == answer(client.prompt, length - len(client.prompt), 8)

@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from srt.messages import Failed, Finish
+from srt.messages import Failed, Finish, LogprobSpec
 from tests.sim.fake_worker import VOCABULARY, answer
 from tests.sim.world import Client, World
 from tests.support.plans import runtime_plan
@@ -51,6 +51,8 @@ class Storm:
         self.world = World(self.plan)
         self.bases = [[rng.randrange(VOCABULARY) for _ in range(self.longest)] for _ in range(3)]
         self.ended: list[Client] = []
+        self.told = 0
+        """Requests that heard log probabilities."""
         self.longest_prompt = rng.choice((self.longest // 4, self.longest))
         self.careless = rng.random() < 0.6
         self.busy = rng.choice((0.01, 0.05, 0.2))
@@ -72,7 +74,14 @@ class Storm:
         for _ in range(rng.choice((1, 1, 1, 3))):
             stop_ids = rng.sample(range(VOCABULARY), rng.choice((0, 0, 0, 1, 6)))
             new_tokens = rng.choice((0, 1, 2, 8, *[self.longest] * 3))
-            self.world.send(prompt, new_tokens, stop_ids, rng.choice(("", "", "", "salt")))
+            namespace = rng.choice(("", "", "", "salt"))
+            self.world.send(prompt, new_tokens, stop_ids, namespace, logprobs=self.wanted_logprobs(prompt))
+
+    def wanted_logprobs(self, prompt: list[int]) -> LogprobSpec | None:
+        """Every fourth request wants to hear of its answer, most of those of a part of the prompt too."""
+        number = self.world.sent
+        first = 1 + number // 4 % len(prompt)
+        return None if number % 4 else LogprobSpec(prompt_from=first if first < len(prompt) else None)
 
     def act(self) -> None:
         """Whatever happens next."""
@@ -98,6 +107,20 @@ class Storm:
             self.ended.append(client)
         del self.ended[:-8]
 
+    def judge_logprobs(self, client: Client) -> None:
+        """Each position that is wanted was told of once, in order, up to where the answer ends."""
+        first = client.told_from
+        if first is None:
+            assert not client.told
+            return
+        tokens = client.prompt + client.output
+        assert client.told == list(enumerate(tokens))[first : first + len(client.told)]
+        if client.told:
+            assert client.cached_tokens < first
+            self.told += 1
+        if client.output:
+            assert first + len(client.told) == len(tokens)
+
     def judge(self, client: Client) -> None:
         """Whatever a client got is what the model says when it is alone; a whole answer ends where it should."""
         room = min(client.max_new_tokens, self.longest - len(client.prompt))
@@ -106,6 +129,7 @@ class Storm:
         assert client.output == whole[: len(client.output)], f"{client.rid}: {client.output} is not of {whole}"
         assert len(client.output) <= cut
         assert 0 <= client.cached_tokens < len(client.prompt)
+        self.judge_logprobs(client)
         match client.ending:
             case Finish(kind="stop", matched=int(matched)):
                 assert len(client.output) == cut and matched == client.output[-1]
@@ -133,6 +157,7 @@ def run_storm(storm: Storm, steps: int) -> None:
     world.run()
     state.cache.check()
     storm.collect()
+    assert storm.told
     for group in range(len(state.cache.groups)):
         usage = state.cache.usage(group)
         assert usage.requests == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
 
@@ -17,6 +18,8 @@ from srt.messages import (
     Failed,
     Finish,
     ImageSpan,
+    Logprobs,
+    LogprobSpec,
     SamplingSpec,
     SchedulerStats,
     StepPlan,
@@ -58,6 +61,16 @@ class Client:
         self.ending: Finish | Failed | None = None
         self.cached_tokens = 0
         self.retractions = 0
+        self.told: list[tuple[int, int]] = []
+        """Positions and tokens whose log probabilities came."""
+        self.told_from: int | None = None
+        """The first position that it wants to be told of; None if it wants nothing."""
+
+    def hear(self, logprobs: Logprobs | None) -> None:
+        """Log probabilities, which the fake worker numbers by position."""
+        if logprobs is not None:
+            positions = map(int, array("f", logprobs.values))
+            self.told += zip(positions, array("i", logprobs.token_ids), strict=True)
 
 
 class World:
@@ -71,6 +84,7 @@ class World:
         assert window is not None
         pages = [group.pages for group in plan.groups]
         self.worker = FakeWorker(plan.page_size, window, pages, plan.max_running_requests, plan.drafting.modules)
+        self.worker.context = plan.context_length
         self.results: deque[StepResult] = deque()
         self.clients: dict[str, Client] = {}
         self.sent = 0
@@ -89,9 +103,13 @@ class World:
         namespace: str = "",
         images: Sequence[ImageSpan] = (),
         speculative: bool = True,
+        logprobs: LogprobSpec | None = None,
     ) -> Client:
         """A request arrives."""
         client, admit = self.write(prompt, max_new_tokens, stop_ids, namespace)
+        if logprobs is not None:
+            client.told_from = len(prompt) if logprobs.prompt_from is None else logprobs.prompt_from
+            admit = msgspec.structs.replace(admit, sampling=SamplingSpec(logprobs=logprobs))
         self.turn(msgspec.structs.replace(admit, images=tuple(images), speculative=speculative))
         return client
 
@@ -147,6 +165,8 @@ class World:
                         client = self.clients[emission.rid]
                         assert client.ending is None, f"{client.rid} hears something after its end"
                         client.output.extend(emission.token_ids)
+                        client.hear(emission.prompt_logprobs)
+                        client.hear(emission.logprobs)
                         client.cached_tokens = emission.cached_tokens
                         client.retractions = emission.retractions
                         if emission.finish is not None:

@@ -170,7 +170,7 @@ class FakeScheduler:
             finish = Finish("length")
         if finish is not None:
             total_s = (time.monotonic_ns() - row.admit.received_ns) / 1e9
-            timing = Timing(queue_s=total_s / 4, first_token_s=total_s / 2, total_s=total_s)
+            timing = Timing(tokenized_s=total_s / 8, queue_s=total_s / 4, first_token_s=total_s / 2, total_s=total_s)
         output, prompt = None, None
         wanted = row.admit.sampling.logprobs
         if wanted is not None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 import orjson
 
+from srt.api.answers import open_answer
 from srt.api.anthropic.answer import EventWriter, Shape, event, whole_message
 from srt.api.anthropic.bodies import MessagesBody, PromptBody
 from srt.api.anthropic.prompt import chat_document
@@ -16,7 +17,7 @@ from srt.api.fields import Body
 from srt.api.http import TYPES, Dialect, Exchange
 from srt.api.schema import Request
 from srt.api.service import Service
-from srt.api.translated import ChatRequests, open_answer
+from srt.api.translated import ChatRequests
 from srt.errors import ServingError
 
 PREFIX: Final = "msg_"
@@ -63,7 +64,7 @@ class Messages:
         request, shape = await self._parsed(exchange)
         with service.serve(exchange, request, PREFIX) as ticket:
             shape = msgspec.structs.replace(shape, id=PREFIX + ticket.name)
-            blocks = Blocks(open_answer(request, "toolu_"))
+            blocks = Blocks(open_answer(ticket.streams[0], "toolu_"))
             if request.stream:
                 await exchange.stream(ticket, EventWriter(shape, blocks), done=b"")
                 return

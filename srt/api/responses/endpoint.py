@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 import orjson
 
+from srt.api.answers import open_answer
 from srt.api.blocks import Blocks
 from srt.api.bodies import Notice, Parser, invalid, shown
 from srt.api.fields import Body
@@ -18,7 +19,7 @@ from srt.api.responses.prompt import chat_document, input_items
 from srt.api.responses.store import ResponseStore, Stored
 from srt.api.schema import Request
 from srt.api.service import Service
-from srt.api.translated import ChatRequests, open_answer, query
+from srt.api.translated import ChatRequests, query
 from srt.errors import ErrorCode, ServingError
 
 PREFIX: Final = "resp_"
@@ -57,7 +58,7 @@ class Responses:
         turn = await self._parsed(exchange)
         with self._service.serve(exchange, turn.request, PREFIX) as ticket:
             frame = msgspec.structs.replace(turn.frame, fields={"id": PREFIX + ticket.name} | turn.frame.fields)
-            blocks = Blocks(open_answer(turn.request, "call_"))
+            blocks = Blocks(open_answer(ticket.streams[0], "call_"))
             if turn.request.stream:
                 writer = EventWriter(frame, blocks, lambda response: self._keep(turn, response))
                 exchange.dialect = exchange.dialect._replace(event=writer.failure)

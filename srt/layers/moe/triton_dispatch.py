@@ -1,4 +1,4 @@
-"""Before and after the experts' products, in Triton: choosing, sorting by expert, encoding, summing up."""
+"""Before and after the experts' products, in Triton: sorting by expert, encoding, summing up."""
 
 from __future__ import annotations
 
@@ -7,30 +7,6 @@ import triton.language as tl
 
 E4M3_MAX = tl.constexpr(448.0)
 TINY = tl.constexpr(1.1754943508222875e-38)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def choose_kernel(
-    logits: tl.tensor, bias: tl.tensor, ids: tl.tensor, weights: tl.tensor, factor: tl.tensor,
-    stride: tl.tensor, EXPERTS: tl.constexpr, TOP_K: tl.constexpr, PADDED: tl.constexpr, PLACES: tl.constexpr,
-) -> None:  # fmt: skip
-    """One token: the TOP_K largest sigmoid(logit) + bias, the lowest id first among equals."""
-    token = tl.program_id(0).to(tl.int64)
-    experts, places = tl.arange(0, PADDED), tl.arange(0, PLACES)
-    known = experts < EXPERTS
-    score = 1.0 / (1.0 + tl.exp(-tl.load(logits + token * stride + experts, mask=known, other=0.0)))
-    biased = tl.where(known, score + tl.load(bias + experts, mask=known, other=0.0), float("-inf"))
-    chosen_ids = tl.zeros((PLACES,), tl.int32)
-    chosen = tl.zeros((PLACES,), tl.float32)
-    for place in tl.static_range(TOP_K):
-        best = tl.argmax(biased, axis=0, tie_break_left=True)
-        chosen_ids = tl.where(places == place, best, chosen_ids)
-        chosen = tl.where(places == place, tl.sum(tl.where(experts == best, score, 0.0)), chosen)
-        biased = tl.where(experts == best, float("-inf"), biased)
-    # The tiny term only matters when every chosen sigmoid has underflowed to zero.
-    scaled = chosen * (factor / (tl.sum(chosen) + 1e-20))
-    tl.store(ids + token * TOP_K + places, chosen_ids, mask=places < TOP_K)
-    tl.store(weights + token * TOP_K + places, scaled, mask=places < TOP_K)
 
 
 @triton.jit(do_not_specialize=["pairs", "blocks"])  # type: ignore[untyped-decorator]
@@ -67,6 +43,60 @@ def schedule_kernel(
             place = done + tl.cumsum(here.to(tl.int32), axis=0) - 1
             tl.store(order + place, start + steps, mask=here)
             done += tl.sum(here.to(tl.int32))
+
+
+@triton.jit(do_not_specialize=["pairs"])  # type: ignore[untyped-decorator]
+def count_kernel(
+    ids: tl.tensor, counts: tl.tensor, pairs: tl.tensor, EXPERTS: tl.constexpr, PADDED: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> None:  # fmt: skip
+    """counts[chunk, expert]: how often a chunk of ids names an expert."""
+    chunk, experts, steps = tl.program_id(0), tl.arange(0, PADDED), tl.arange(0, CHUNK)
+    here = chunk * CHUNK + steps
+    count = tl.histogram(tl.load(ids + here, mask=here < pairs, other=EXPERTS), PADDED)
+    tl.store(counts + chunk * PADDED + experts, tl.where(experts < EXPERTS, count, 0))
+
+
+@triton.jit(do_not_specialize=["pairs", "blocks", "chunks"])  # type: ignore[untyped-decorator]
+def place_kernel(
+    ids: tl.tensor, counts: tl.tensor, order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor,
+    block_row: tl.tensor, pairs: tl.tensor, blocks: tl.tensor, chunks: tl.tensor, EXPERTS: tl.constexpr,
+    PADDED: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, READ: tl.constexpr, PART: tl.constexpr,
+) -> None:  # fmt: skip
+    """One chunk of ids: put its pairs in order; list its share of the blocks. What `schedule_kernel` does, for many."""
+    me, experts, steps = tl.program_id(0), tl.arange(0, PADDED), tl.arange(0, CHUNK)
+    total = tl.zeros((PADDED,), tl.int32)
+    before = tl.zeros((PADDED,), tl.int32)
+    for start in range(0, chunks, READ):
+        rows = start + tl.arange(0, READ)
+        part = tl.load(counts + rows[:, None] * PADDED + experts[None, :], mask=(rows < chunks)[:, None], other=0)
+        total += tl.sum(part, axis=0)
+        before += tl.sum(tl.where((rows < me)[:, None], part, 0), axis=0)
+    first = tl.cumsum(total, axis=0) - total
+    if me == 0:
+        tl.store(starts + experts, first, mask=experts <= EXPERTS)
+    needed = (total + ROWS - 1) // ROWS
+    ends = tl.cumsum(needed, axis=0)
+    share = (blocks + chunks - 1) // chunks
+    for start in range(me * share, me * share + share, PART):
+        number = start + tl.arange(0, PART)
+        passed = (ends[None, :] <= number[:, None]) & (experts < EXPERTS)[None, :]
+        expert = tl.sum(passed.to(tl.int32), axis=1)
+        own = experts[None, :] == expert[:, None]
+        row = tl.sum(tl.where(own, (first - (ends - needed) * ROWS)[None, :], 0), axis=1) + number * ROWS
+        listed = (number < blocks) & (number < me * share + share)
+        tl.store(block_expert + number, expert, mask=listed)
+        tl.store(block_row + number, row, mask=listed)
+    here = me * CHUNK + steps
+    expert = tl.load(ids + here, mask=here < pairs, other=EXPERTS)
+    rank = tl.zeros((CHUNK,), tl.int32)
+    for start in range(0, CHUNK, PART):
+        others = start + tl.arange(0, PART)
+        other = tl.load(ids + me * CHUNK + others, mask=me * CHUNK + others < pairs, other=EXPERTS)
+        same = (other[:, None] == expert[None, :]) & (others[:, None] < steps[None, :])
+        rank += tl.sum(same.to(tl.int32), axis=0)
+    place = tl.gather(first + before, expert, 0) + rank
+    tl.store(order + place, here, mask=expert < EXPERTS)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -16,9 +16,8 @@ from srt.layers.gpu import Gpu
 from srt.layers.moe import triton_dispatch as dispatch
 from srt.layers.moe import triton_kernels as kernels
 from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
-from srt.layers.moe.shared import PlainShared
 from srt.layers.moe.triton_packing import COLUMNS, FOLDED, encode_words
-from srt.layers.moe.triton_tiles import Tile, tiles_for
+from srt.layers.moe.triton_tiles import Tile, dense_tiles, tiles_for
 from srt.layers.ops import Choice
 from srt.layers.quant.codes import E4M3
 from srt.layers.quant.contract import StoredWeight, WeightFormat
@@ -38,7 +37,13 @@ SINGLE_TOKENS: Final = 4
 """Up to so many tokens every pair is a block of its own: hardly any two share an expert."""
 COMBINE_COLUMNS: Final = 1024
 ENCODE_ROWS: Final = 8
+ACTIVATE_COLUMNS: Final = 256
 SCHEDULE_CHUNK: Final = 1024
+"""Ids that a program looks at together."""
+SCHEDULE_SHARE: Final = 512
+"""Pairs that a program puts in order where each has a share of them."""
+SCHEDULE_MANY: Final = 2048
+"""Pairs from which on sorting is worth two kernels, of which the first counts."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,23 @@ def schedule(ids: Tensor, experts: int, rows: int) -> Schedule:
     order, starts, block_expert, block_row = (
         torch.empty(size, dtype=torch.int32, device=device) for size in (pairs, experts + 1, most, most)
     )
-    dispatch.schedule_kernel[experts + 1,](
-        ids, order, starts, block_expert, block_row, pairs, most,
-        EXPERTS=experts, PADDED=_power(experts + 1), ROWS=rows, CHUNK=min(SCHEDULE_CHUNK, _power(pairs)),
-    )  # fmt: skip
-    return Schedule(SORTED, order, starts, block_expert, block_row, rows, most)
+    table = (order, starts, block_expert, block_row)
+    padded, chunk = _power(experts + 1), min(SCHEDULE_CHUNK, _power(pairs))
+    if pairs <= SCHEDULE_MANY:
+        dispatch.schedule_kernel[experts + 1,](
+            ids, *table, pairs, most, EXPERTS=experts, PADDED=padded, ROWS=rows, CHUNK=chunk,
+            num_warps=max(1, min(4, chunk // 256)),
+        )  # fmt: skip
+    else:
+        chunk = SCHEDULE_SHARE
+        chunks = -(-pairs // chunk)
+        counts = torch.empty(chunks, padded, dtype=torch.int32, device=device)
+        dispatch.count_kernel[chunks,](ids, counts, pairs, EXPERTS=experts, PADDED=padded, CHUNK=chunk)
+        dispatch.place_kernel[chunks,](
+            ids, counts, *table, pairs, most, chunks, EXPERTS=experts, PADDED=padded, ROWS=rows, CHUNK=chunk,
+            READ=8, PART=16, num_warps=8,
+        )  # fmt: skip
+    return Schedule(SORTED, *table, rows=rows, blocks=most)
 
 
 def unsorted(ids: Tensor, mode: int, blocks: int, rows: int) -> Schedule:
@@ -90,7 +107,7 @@ def _power(number: int) -> int:
     return max(16, 1 << (number - 1).bit_length())
 
 
-class TritonExperts(PlainShared):
+class TritonExperts:
     """`ExpertRunner` for one GPU. Rounds where the reference does: an expert's output, and once at the end.
 
     FP8 activations are encoded per token and 128 columns; NVFP4 activations stay as they are.
@@ -101,6 +118,7 @@ class TritonExperts(PlainShared):
         self._gpu = gpu
         self._hopper = gpu is not None and gpu.capability[0] == HOPPER
         self._kind = KINDS[weights.name]
+        self._beside: torch.cuda.Stream | None = None
         self.width_multiple = COLUMNS if self._kind == NVFP4 else 1
 
     def refuses(self, shape: ExpertShape) -> str | None:
@@ -114,25 +132,44 @@ class TritonExperts(PlainShared):
         return None
 
     def pack(self, experts: StoredExperts, shape: ExpertShape) -> PackedExperts:
-        tensors = self._packed("gate_up", experts.gate_up) | self._packed("down", experts.down)
-        return PackedExperts(shape, tensors)
-
-    def _packed(self, name: str, stored: StoredWeight) -> dict[str, Tensor]:
-        """A weight as the kernels read it: `NAME.weight`, `.scale` and `.matrix`, the latter two empty if unused."""
-        tensors, none = stored.tensors, torch.empty(0, device=stored.weight.device)
-        if self._kind == NVFP4:
-            words, scales = encode_words(stored.weight, tensors[GROUP_SCALE])
-            matrix = tensors[MATRIX_SCALE] * FOLDED
-            return {f"{name}.weight": words, f"{name}.scale": scales, f"{name}.matrix": matrix}
-        scale = tensors[BLOCK_SCALE].contiguous() if self._kind == FP8 else none
-        return {f"{name}.weight": stored.weight.contiguous(), f"{name}.scale": scale, f"{name}.matrix": none}
+        kind = self._kind
+        return PackedExperts(shape, packed(kind, "gate_up", experts.gate_up) | packed(kind, "down", experts.down))
 
     def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         return self._combine(self._pairs(hidden, choice, experts), choice, experts.shape, None)
 
     def run_with_shared(self, hidden: Tensor, choice: Choice, experts: PackedExperts, shared: PackedExperts) -> Tensor:
+        """The shared expert runs on a stream of its own, beside the routed ones.
+
+        What either stream allocates it also uses last, or the other has been waited for: no block is handed out early.
+        """
+        if not hidden.is_cuda:
+            pairs, dense = self._pairs(hidden, choice, experts), self.run_shared(hidden, shared)
+            return self._combine(pairs, choice, experts.shape, dense)
+        here, beside = torch.cuda.current_stream(), self._stream()
+        beside.wait_stream(here)
+        with torch.cuda.stream(beside):
+            dense = self.run_shared(hidden, shared)
         pairs = self._pairs(hidden, choice, experts)
-        return self._combine(pairs, choice, experts.shape, self.run_shared(hidden, shared))
+        here.wait_stream(beside)
+        return self._combine(pairs, choice, experts.shape, dense)
+
+    def _stream(self) -> torch.cuda.Stream:
+        if self._beside is None:
+            self._beside = torch.cuda.Stream()
+        return self._beside
+
+    def pack_shared(self, shared: StoredExperts, shape: ExpertShape) -> PackedExperts:
+        return PackedExperts(shape, packed(PLAIN, "gate_up", shared.gate_up) | packed(PLAIN, "down", shared.down))
+
+    def run_shared(self, hidden: Tensor, shared: PackedExperts) -> Tensor:
+        """[T, H] -> [T, H]."""
+        if not hidden.shape[0]:
+            return torch.empty_like(hidden)
+        tiles = dense_tiles(hidden.shape[0], self._hopper)
+        plan = unsorted(hidden, DENSE, -(-hidden.shape[0] // tiles.rows), tiles.rows)
+        inner = gate_up(PLAIN, hidden, shared, plan, tiles.gate_up, 1)
+        return down(PLAIN, inner, shared, plan, tiles.down)
 
     def _pairs(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         """Every chosen expert's output: [T, H] -> [T * K, H]; rows of experts elsewhere are not written."""
@@ -159,31 +196,50 @@ class TritonExperts(PlainShared):
         return out
 
 
+def packed(kind: int, name: str, stored: StoredWeight) -> dict[str, Tensor]:
+    """A weight as the kernels read it: `NAME.weight`, `.scale` and `.matrix`, the latter two empty if unused."""
+    tensors, none = stored.tensors, torch.empty(0, device=stored.weight.device)
+    if kind == NVFP4:
+        words, scales = encode_words(stored.weight, tensors[GROUP_SCALE])
+        matrix = tensors[MATRIX_SCALE] * FOLDED
+        return {f"{name}.weight": words, f"{name}.scale": scales, f"{name}.matrix": matrix}
+    scale = tensors[BLOCK_SCALE].contiguous() if kind == FP8 else none
+    return {f"{name}.weight": stored.weight.contiguous(), f"{name}.scale": scale, f"{name}.matrix": none}
+
+
 def gate_up(kind: int, hidden: Tensor, experts: PackedExperts, plan: Schedule, tile: Tile, top_k: int) -> Tensor:
     """What enters the down products, in the order of the schedule: [T, H] -> [T * K, I]."""
-    shape, packed = experts.shape, experts.tensors
+    shape, tensors = experts.shape, experts.tensors
     pairs = hidden.shape[0] * top_k
-    # Pairs of experts elsewhere have no row in the order; what is there is encoded with the rest: it must be numbers.
+    x, x_scale = _operand(kind, hidden)
+    weight = _weight(tensors["gate_up.weight"], tile, kind)
+    shares = tile.shares if shape.hidden % (tile.shares * tile.step) == 0 else 1
+    # Pairs of experts elsewhere have no place in the order; FP8 encodes what is there, so let it be numbers.
     allocate = torch.zeros if shape.elsewhere else torch.empty
     inner = allocate(pairs, shape.width, dtype=hidden.dtype, device=hidden.device)
-    x, x_scale = _operand(kind, hidden)
-    weight = _weight(packed["gate_up.weight"], tile, kind)
-    kernels.gate_up_kernel[-(-shape.width // tile.columns), plan.blocks](
-        x, x_scale, x.stride(0), weight, packed["gate_up.scale"], packed["gate_up.matrix"], inner, *plan.table,
-        pairs, shape.limit or 0.0, EXPERTS=shape.experts, K=shape.hidden, WIDTH=shape.width, TOP_K=top_k,
-        CLAMP=shape.limit is not None, KIND=kind, MODE=plan.mode, ROWS=plan.rows, **_constants(tile, hidden),
+    parts = inner if shares == 1 else allocate(shares, pairs, 2, shape.width, device=hidden.device)
+    limit, clamp = shape.limit or 0.0, shape.limit is not None
+    kernels.gate_up_kernel[-(-shape.width // tile.columns), plan.blocks, shares](
+        x, x_scale, x.stride(0), weight, tensors["gate_up.scale"], tensors["gate_up.matrix"], parts, *plan.table,
+        pairs, limit, EXPERTS=shape.experts, K=shape.hidden, WIDTH=shape.width, TOP_K=top_k, CLAMP=clamp, KIND=kind,
+        MODE=plan.mode, ROWS=plan.rows, SHARES=shares, **_constants(tile, hidden),
     )  # fmt: skip
+    if shares > 1:
+        kernels.activate_kernel[pairs, -(-shape.width // ACTIVATE_COLUMNS)](
+            parts, inner, pairs, limit, WIDTH=shape.width, SHARES=shares, CLAMP=clamp, COLUMNS=ACTIVATE_COLUMNS,
+            num_warps=2,
+        )  # fmt: skip
     return inner
 
 
 def down(kind: int, inner: Tensor, experts: PackedExperts, plan: Schedule, tile: Tile) -> Tensor:
     """Every pair's output, in the order of tokens: [T * K, I] -> [T * K, H]."""
-    shape, packed = experts.shape, experts.tensors
+    shape, tensors = experts.shape, experts.tensors
     out = torch.empty(inner.shape[0], shape.hidden, dtype=inner.dtype, device=inner.device)
     x, x_scale = _operand(kind, inner)
-    weight = _weight(packed["down.weight"], tile, kind)
+    weight = _weight(tensors["down.weight"], tile, kind)
     kernels.down_kernel[-(-shape.hidden // tile.columns), plan.blocks](
-        x, x_scale, weight, packed["down.scale"], packed["down.matrix"], out, *plan.table, inner.shape[0],
+        x, x_scale, weight, tensors["down.scale"], tensors["down.matrix"], out, *plan.table, inner.shape[0],
         EXPERTS=shape.experts, WIDTH=shape.width, HIDDEN=shape.hidden, KIND=kind, MODE=plan.mode, ROWS=plan.rows,
         **_constants(tile, inner),
     )  # fmt: skip
@@ -193,7 +249,7 @@ def down(kind: int, inner: Tensor, experts: PackedExperts, plan: Schedule, tile:
 def _constants(tile: Tile, x: Tensor) -> dict[str, Any]:
     """Compile-time constants of a tile. Two codes at a time need a GPU and bfloat16."""
     return {
-        "COLUMNS": tile.columns, "STEP": tile.step, "TMA": tile.tma,
+        "COLUMNS": tile.columns, "STEP": tile.step, "JOINED": tile.joined, "TMA": tile.tma,
         "PACKED": x.is_cuda and x.dtype is torch.bfloat16, "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
 

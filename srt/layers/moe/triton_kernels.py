@@ -168,16 +168,47 @@ def scale_tile(scale: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr,
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def place_tile(x: tl.tensor, rows: tl.tensor, k: tl.tensor, PLACE: tl.constexpr, K: tl.constexpr,
-               STEP: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """The activations that meet code PLACE of the words of columns [k, k + STEP), transposed."""
-    words = tl.arange(0, STEP // 4)
-    steps = k + 16 * PLACE + words // 16 * 64 + words % 16
+def place_tile(x: tl.tensor, rows: tl.tensor, k: tl.tensor, PLACE: tl.constexpr, K: tl.constexpr, STEP: tl.constexpr,
+               JOINED: tl.constexpr) -> tl.tensor:  # fmt: skip
+    """The activations that meet code PLACE of the words of columns [k, k + STEP), transposed.
+
+    Joined: those of all places, one after the other.
+    """
+    steps = tl.arange(0, STEP if JOINED else STEP // 4)
+    words = steps % (STEP // 4)
+    # Runs of 16 neighbours, which the compiler does not see by itself.
+    columns = words // 16 * 64 + (PLACE + steps // (STEP // 4)) * 16 + words % 16
+    columns = k + tl.max_contiguous(tl.multiple_of(columns, 16), 16)
     if K % STEP == 0:
-        tile = tl.load(x + rows[:, None] + steps[None, :])
+        tile = tl.load(x + rows[:, None] + columns[None, :])
     else:
-        tile = tl.load(x + rows[:, None] + steps[None, :], mask=(steps < K)[None, :], other=0.0)
+        tile = tl.load(x + rows[:, None] + columns[None, :], mask=(columns < K)[None, :], other=0.0)
     return tile.T
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def decode_places(words: tl.tensor, scales: tl.tensor, PLACE: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
+                  PACKED: tl.constexpr, JOINED: tl.constexpr) -> tl.tensor:  # fmt: skip
+    """`decode` of one place, or of all places, one after the other: in registers, so that a product follows another."""
+    value = decode(words, scales, PLACE, ROWS, STEP // 64, PACKED)
+    if JOINED:
+        first = tl.join(value, decode(words, scales, 1, ROWS, STEP // 64, PACKED))
+        last = tl.join(
+            decode(words, scales, 2, ROWS, STEP // 64, PACKED), decode(words, scales, 3, ROWS, STEP // 64, PACKED)
+        )
+        first, last = first.permute(0, 2, 1).reshape(ROWS, STEP // 2), last.permute(0, 2, 1).reshape(ROWS, STEP // 2)
+        value = tl.join(first, last).permute(0, 2, 1).reshape(ROWS, STEP)
+    return value
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def gated(gate: tl.tensor, up: tl.tensor, limit: tl.tensor, CLAMP: tl.constexpr) -> tl.tensor:
+    """min(silu(gate), limit) * clamp(up, -limit, limit)."""
+    activated = gate / (1.0 + tl.exp(-gate))
+    if CLAMP:
+        activated = tl.minimum(activated, limit)
+        up = tl.minimum(tl.maximum(up, -limit), limit)
+    return activated * up
 
 
 @triton.jit(do_not_specialize=["pairs"])  # type: ignore[untyped-decorator]
@@ -186,9 +217,13 @@ def gate_up_kernel(
     inner: tl.tensor, order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor,
     pairs: tl.tensor, limit: tl.tensor, EXPERTS: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
     TOP_K: tl.constexpr, CLAMP: tl.constexpr, KIND: tl.constexpr, MODE: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, STEP: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr,
+    COLUMNS: tl.constexpr, STEP: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, JOINED: tl.constexpr,
+    SHARES: tl.constexpr,
 ) -> None:  # fmt: skip
-    """inner[position] = min(silu(gate), limit) * clamp(up, -limit, limit), for this program's pairs and columns."""
+    """inner[position] = min(silu(gate), limit) * clamp(up, -limit, limit), for this program's pairs and columns.
+
+    With several shares of K: inner[share, position] = gate, up in float32, for `activate_kernel`.
+    """
     expert, position, mine, slots = block_of(
         tl.program_id(1), order, starts, block_expert, block_row, pairs, MODE, ROWS
     )
@@ -203,18 +238,19 @@ def gate_up_kernel(
         ups = gates + WIDTH
         gate = tl.zeros((COLUMNS, ROWS), tl.float32)
         up = tl.zeros((COLUMNS, ROWS), tl.float32)
+        begin = tl.program_id(2) * (K // SHARES) if SHARES > 1 else 0
         if KIND == NVFP4:
-            for k in range(0, K, STEP):
+            for k in range(begin, begin + K // SHARES, STEP):
                 gate_words, gate_scales = (
                     word_tile(w, first, gates, k, K, STEP, TMA),
                     scale_tile(w_scale, gates, k, K, STEP),
                 )
                 up_words, up_scales = word_tile(w, second, ups, k, K, STEP, TMA), scale_tile(w_scale, ups, k, K, STEP)
-                for place in tl.static_range(4):
-                    tile = place_tile(x, rows, k, place, K, STEP)
-                    a = decode(gate_words, gate_scales, place, COLUMNS, STEP // 64, PACKED)
+                for place in tl.static_range(1 if JOINED else 4):
+                    tile = place_tile(x, rows, k, place, K, STEP, JOINED)
+                    a = decode_places(gate_words, gate_scales, place, COLUMNS, STEP, PACKED, JOINED)
                     gate = tl.dot(a.to(tile.dtype), tile, gate, input_precision="ieee")
-                    a = decode(up_words, up_scales, place, COLUMNS, STEP // 64, PACKED)
+                    a = decode_places(up_words, up_scales, place, COLUMNS, STEP, PACKED, JOINED)
                     up = tl.dot(a.to(tile.dtype), tile, up, input_precision="ieee")
             gate *= tl.load(matrix + expert * 2)
             up *= tl.load(matrix + expert * 2 + 1)
@@ -222,7 +258,7 @@ def gate_up_kernel(
             scales = x_scale + (slots // TOP_K).to(tl.int64) * (K // 128)
             gate_scales = w_scale + (first // 128).to(tl.int64) * (K // 128)
             up_scales = w_scale + (second // 128).to(tl.int64) * (K // 128)
-            for k in range(0, K, 128):
+            for k in range(begin, begin + K // SHARES, 128):
                 tile, scale = input_tile(x, rows, k, K, 128), tl.load(scales + k // 128)
                 gate_scale, up_scale = tl.load(gate_scales + k // 128), tl.load(up_scales + k // 128)
                 part = tl.dot(plain_tile(w, first, gates, k, K, 128, TMA), tile)
@@ -230,16 +266,19 @@ def gate_up_kernel(
                 part = tl.dot(plain_tile(w, second, ups, k, K, 128, TMA), tile)
                 up += part * (scale * up_scale)[None, :]
         else:
-            for k in range(0, K, STEP):
+            for k in range(begin, begin + K // SHARES, STEP):
                 tile = input_tile(x, rows, k, K, STEP)
                 gate = tl.dot(plain_tile(w, first, gates, k, K, STEP, TMA), tile, gate, input_precision="ieee")
                 up = tl.dot(plain_tile(w, second, ups, k, K, STEP, TMA), tile, up, input_precision="ieee")
-        activated = gate / (1.0 + tl.exp(-gate))
-        if CLAMP:
-            activated = tl.minimum(activated, limit)
-            up = tl.minimum(tl.maximum(up, -limit), limit)
-        target = inner + position[None, :].to(tl.int64) * WIDTH + columns[:, None]
-        tl.store(target, (activated * up).to(inner.dtype.element_ty), mask=mine[None, :] & inside[:, None])
+        here = mine[None, :] & inside[:, None]
+        if SHARES > 1:
+            share = tl.program_id(2) * pairs + position[None, :]
+            target = inner + share.to(tl.int64) * (2 * WIDTH) + columns[:, None]
+            tl.store(target, gate, mask=here)
+            tl.store(target + WIDTH, up, mask=here)
+        else:
+            target = inner + position[None, :].to(tl.int64) * WIDTH + columns[:, None]
+            tl.store(target, gated(gate, up, limit, CLAMP).to(inner.dtype.element_ty), mask=here)
 
 
 @triton.jit(do_not_specialize=["pairs"])  # type: ignore[untyped-decorator]
@@ -248,6 +287,7 @@ def down_kernel(
     order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor, pairs: tl.tensor,
     EXPERTS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, KIND: tl.constexpr, MODE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr,
+    JOINED: tl.constexpr,
 ) -> None:  # fmt: skip
     """out[pair] = down(inner[position]): back in the order of tokens, not yet weighted."""
     expert, position, mine, slots = block_of(
@@ -267,9 +307,9 @@ def down_kernel(
                     word_tile(w, first, outputs, k, WIDTH, STEP, TMA),
                     scale_tile(w_scale, outputs, k, WIDTH, STEP),
                 )
-                for place in tl.static_range(4):
-                    tile = place_tile(inner, rows, k, place, WIDTH, STEP)
-                    a = decode(words, scales, place, COLUMNS, STEP // 64, PACKED)
+                for place in tl.static_range(1 if JOINED else 4):
+                    tile = place_tile(inner, rows, k, place, WIDTH, STEP, JOINED)
+                    a = decode_places(words, scales, place, COLUMNS, STEP, PACKED, JOINED)
                     total = tl.dot(a.to(tile.dtype), tile, total, input_precision="ieee")
             total *= tl.load(matrix + expert)
         elif KIND == FP8:
@@ -286,3 +326,22 @@ def down_kernel(
                 total = tl.dot(plain_tile(w, first, outputs, k, WIDTH, STEP, TMA), tile, total, input_precision="ieee")
         target = out + slots[None, :].to(tl.int64) * HIDDEN + columns[:, None]
         tl.store(target, total.to(out.dtype.element_ty), mask=mine[None, :] & inside[:, None])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def activate_kernel(
+    parts: tl.tensor, inner: tl.tensor, pairs: tl.tensor, limit: tl.tensor, WIDTH: tl.constexpr,
+    SHARES: tl.constexpr, CLAMP: tl.constexpr, COLUMNS: tl.constexpr,
+) -> None:  # fmt: skip
+    """inner[position] from the shares of gate and up that `gate_up_kernel` left, added in their order."""
+    position = tl.program_id(0)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < WIDTH
+    gate = tl.zeros((COLUMNS,), tl.float32)
+    up = tl.zeros((COLUMNS,), tl.float32)
+    for share in tl.static_range(SHARES):
+        part = parts + (share * pairs + position).to(tl.int64) * (2 * WIDTH) + columns
+        gate += tl.load(part, mask=inside, other=0.0)
+        up += tl.load(part + WIDTH, mask=inside, other=0.0)
+    target = inner + position.to(tl.int64) * WIDTH + columns
+    tl.store(target, gated(gate, up, limit, CLAMP).to(inner.dtype.element_ty), mask=inside)

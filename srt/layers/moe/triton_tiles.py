@@ -19,6 +19,10 @@ class Tile:
     stages: int
     tma: bool = False
     """Weights come through the tensor memory accelerator."""
+    joined: bool = False
+    shares: int = 1
+    """Programs that share K out among them, where there would be too few to keep the GPU busy."""
+    """NVFP4: one long product a step in place of four, which pays where the matrix units are the limit."""
 
 
 @dataclass(frozen=True)
@@ -32,24 +36,30 @@ class Tiles:
 
 _PLAIN: Final = (
     (0, Tiles(8, Tile(64, 64, 4, 5), Tile(64, 128, 4, 4))),
-    (0.1, Tiles(16, Tile(64, 128, 4, 3), Tile(128, 64, 8, 5))),
-    (9, Tiles(32, Tile(64, 64, 4, 4), Tile(128, 64, 4, 4))),
+    (0.12, Tiles(16, Tile(64, 128, 4, 3), Tile(128, 64, 8, 5))),
+    (9, Tiles(32, Tile(64, 64, 4, 4), Tile(128, 64, 8, 5))),
     (18, Tiles(64, Tile(64, 64, 4, 4), Tile(128, 64, 8, 4))),
-    (48, Tiles(128, Tile(128, 64, 8, 4, tma=True), Tile(256, 64, 8, 3))),
+    (40, Tiles(64, Tile(128, 64, 8, 4, tma=True), Tile(128, 64, 8, 4))),
+    (80, Tiles(128, Tile(128, 64, 8, 4, tma=True), Tile(256, 64, 8, 3))),
 )
 _FP8: Final = (
     (0, Tiles(8, Tile(64, 128, 4, 5), Tile(64, 128, 4, 4))),
-    (0.1, Tiles(16, Tile(64, 128, 4, 5), Tile(128, 128, 4, 4))),
-    (9, Tiles(32, Tile(128, 128, 8, 3, tma=True), Tile(128, 128, 4, 4, tma=True))),
-    (48, Tiles(64, Tile(64, 128, 4, 4), Tile(128, 128, 4, 3, tma=True))),
+    (0.12, Tiles(16, Tile(64, 128, 4, 5), Tile(128, 128, 4, 4))),
+    (9, Tiles(32, Tile(64, 128, 4, 5), Tile(128, 128, 4, 4, tma=True))),
+    (18, Tiles(32, Tile(128, 128, 8, 3, tma=True), Tile(128, 128, 4, 4, tma=True))),
+    (40, Tiles(64, Tile(64, 128, 4, 4), Tile(128, 128, 4, 3, tma=True))),
     (96, Tiles(128, Tile(64, 128, 4, 3), Tile(128, 128, 8, 3, tma=True))),
 )
 _NVFP4: Final = (
-    (0, Tiles(8, Tile(64, 256, 4, 3), Tile(64, 256, 4, 3))),
-    (3, Tiles(16, Tile(64, 256, 4, 3), Tile(128, 128, 4, 4))),
-    (9, Tiles(32, Tile(64, 256, 4, 3), Tile(128, 128, 4, 3))),
-    (64, Tiles(128, Tile(128, 128, 8, 3), Tile(128, 128, 8, 3))),
+    (0, Tiles(8, Tile(64, 256, 4, 3, shares=2), Tile(64, 256, 4, 3))),
+    (0.12, Tiles(8, Tile(64, 256, 4, 3), Tile(64, 256, 4, 3))),
+    (6, Tiles(16, Tile(64, 256, 2, 3), Tile(128, 128, 4, 4))),
+    (9, Tiles(32, Tile(64, 256, 4, 3), Tile(128, 64, 4, 4, joined=True))),
+    (40, Tiles(64, Tile(128, 64, 8, 4, joined=True), Tile(256, 128, 8, 3, joined=True))),
+    (80, Tiles(128, Tile(128, 64, 8, 4, joined=True), Tile(128, 64, 4, 4, joined=True))),
 )
+DENSE_NARROW: Final = 64
+DENSE_WIDE: Final = 512
 TABLE: Final = {0: _PLAIN, 1: _FP8, 2: _NVFP4}
 """By `KIND` of the kernels: (pairs an expert from which on, tiles), growing."""
 
@@ -65,3 +75,12 @@ def tiles_for(kind: int, pairs: int, experts: int, hopper: bool) -> Tiles:
         return found
     gate_up, down = (replace(tile, stages=2, tma=False) for tile in (found.gate_up, found.down))
     return Tiles(found.rows, gate_up, down)
+
+
+def dense_tiles(tokens: int, hopper: bool) -> Tiles:
+    """The tiles of one expert that every token uses: small while tokens are few, so that there are programs enough."""
+    if tokens > DENSE_WIDE:
+        return tiles_for(0, tokens, 1, hopper)
+    tile = Tile(64, 64, 4, 4) if tokens > DENSE_NARROW else Tile(32, 128, 4, 4)
+    tile = tile if hopper else replace(tile, stages=2)
+    return Tiles(64 if tokens > DENSE_NARROW else 16, tile, tile)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from srt.layers.quant.contract import StoredWeight, WeightFormat
 from srt.layers.quant.fp8 import BLOCK_SCALE, Fp8Blocks
 from srt.layers.quant.nvfp4 import GROUP_SCALE, MATRIX_SCALE, Nvfp4
 from tests.layers.cpu.support import DTYPES, assert_close, random
-from tests.layers.moe.support import lopsided, ragged_choice
+from tests.layers.moe.support import error, lopsided, ragged_choice
 from tests.support.experts import pack_plain
 
 FORMATS: dict[str, WeightFormat] = {"fp8": Fp8Blocks(), "nvfp4": Nvfp4(), "nvfp4-a16": Nvfp4(inputs=False)}
@@ -173,3 +175,33 @@ def test_packed_codes_take_the_bytes_that_they_have_on_disk(kernels: Kernels, na
     held = sum(tensor.nbytes for tensor in packed.tensors.values())
     kept = [t for w in (stored.gate_up, stored.down) for key, t in w.tensors.items() if key != "input_scale"]
     assert held <= 1.01 * sum(tensor.nbytes for tensor in kept)
+
+
+def _halves(packed: Tensor) -> Tensor:
+    """Gate and up columns of every panel in each other's place."""
+    return torch.cat(packed.split(16, dim=-2)[::-1], dim=-2)
+
+
+MISTAKES: dict[str, tuple[str, str, Callable[[Tensor], Tensor]]] = {
+    "fp8 halves": ("fp8", "gate_up", _halves),
+    "fp8 scales of halves": ("fp8", "gate_up.scales", lambda scales: scales.flip(-1)),
+    "fp8 scales along K": ("fp8", "down.scales", lambda scales: scales.flip(-2)),
+    "nvfp4 halves": ("nvfp4", "gate_up", _halves),
+    "nvfp4 nibbles": ("nvfp4", "gate_up", lambda codes: (codes >> 4) | (codes << 4)),
+    "nvfp4 scales of halves": ("nvfp4", "gate_up.scales", lambda scales: scales.flip(-1)),
+    "nvfp4 group scales": ("nvfp4", "down.groups", lambda groups: groups.flip(2)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_layout_fails_the_comparison(kernels: Kernels, mistake: str) -> None:
+    name, key, make = MISTAKES[mistake]
+    weights, shape = FORMATS[name], ExpertShape(5, 256, 256, 0.6)
+    stored, runner = lopsided(weights, shape), CpuExperts(weights, kernels)
+    # Blocks of one row differ in scale, and not by the same factor in the next one.
+    stored.down.tensors[BLOCK_SCALE if name == "fp8" else MATRIX_SCALE][..., :1] *= 3
+    x, choice = random(9, 256), ragged_choice(9, 5, 3)
+    packed, expected = runner.pack(stored, shape), truth(weights, stored, shape, x, choice)
+    assert error(runner.run(x, choice, packed), expected) < 1e-5
+    packed.tensors[key] = make(packed.tensors[key]).contiguous()
+    assert not error(runner.run(x, choice, packed), expected) < 0.05

@@ -147,7 +147,7 @@ def test_nvfp4_activations_follow_the_formula_with_the_calibrated_scale() -> Non
     for token in range(4):
         for group in range(3):
             part = x[token, 16 * group : 16 * (group + 1)]
-            block = (part.abs().max() / 6 * outer).to(torch.float8_e4m3fn).float()
+            block = (part.abs().max() / 6 * outer).clamp(max=448).to(torch.float8_e4m3fn).float()
             assert float(groups[token, group].float()) == float(block)
             nearest = part * outer / block
             decoded = decode_e2m1(codes[token, 16 * group : 16 * (group + 1)])
