@@ -44,7 +44,7 @@ class XGrammar:
                 compiled = self._compile(constraint)
         except (RuntimeError, ValueError, TypeError) as error:
             raise GrammarError(_reason(str(error))) from error
-        if constraint.strict and said:
+        if constraint.strict and constraint.kind != "structural_tag" and said:
             raise GrammarError(said[0])
         if constraint.kind == "json_schema" and constraint.strict:
             check_schema(constraint.text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from srt.grammar.errors import GrammarError
@@ -12,7 +11,6 @@ from srt.grammar.shelf import GrammarFiles, key_of
 from srt.messages import Constraint, GrammarLoaded, GrammarRefused, GrammarStored, PrepareGrammar
 from srt.tokenizer import grammar_desk
 from srt.tokenizer.grammar_desk import CompilingDesk
-from srt.tokenizer.thinking import ThinkingIds, start_of
 
 WORDS = Constraint("regex", "[a-z]+", field="regex")
 DIGITS = Constraint("regex", "[0-9]+", field="regex")
@@ -143,18 +141,3 @@ def test_files_that_somebody_needs_stay_and_the_oldest_others_go(site: Site, mon
     assert [site.there(key) for key in keys] == [True, False, True]
     site.desk.begin("d", DIGITS)
     assert site.pool.wanted.count(key_of(DIGITS)) == 2
-
-
-def test_a_constraint_begins_behind_the_thinking_that_the_prompt_leaves_open() -> None:
-    ids = ThinkingIds(7, 8)
-
-    def start(*prompt: int, after_thinking: bool = True, known: ThinkingIds | None = ids) -> int | None:
-        constraint = Constraint("regex", "a", after_thinking=after_thinking)
-        return start_of(constraint, np.array(prompt, "<i4").tobytes(), known)
-
-    assert start(1, 7, 2) == 8
-    assert start(1, 7, 2, 8) is None
-    assert start(7, 8, 3, 7) == 8
-    assert start(1, 2) is None
-    assert start(1, 7, after_thinking=False) is None
-    assert start(1, 7, known=None) is None
