@@ -169,7 +169,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured("tools", "ri", "functions"),
     _honoured("tool_choice", "ri", "auto, none, required or a function"),
     _honoured("parallel_tool_calls", "ri", "whether an answer may have several calls"),
-    _honoured("reasoning", "ri", "effort: minimal, low, medium, high, xhigh"),
+    _honoured("reasoning", "ri", "effort: none, minimal, low, medium, high, xhigh"),
     _honoured("text", "ri", "format: text, json_object or json_schema"),
     _honoured("metadata", "r", "given back with the response"),
     _neutral("background", "r", "not supported", False),

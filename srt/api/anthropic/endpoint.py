@@ -7,7 +7,6 @@ from typing import Any, Final
 import msgspec
 import orjson
 
-from srt.api.answers import open_answer
 from srt.api.anthropic.answer import EventWriter, Shape, event, whole_message
 from srt.api.anthropic.bodies import MessagesBody, PromptBody
 from srt.api.anthropic.prompt import chat_document
@@ -64,7 +63,7 @@ class Messages:
         request, shape = await self._parsed(exchange)
         with service.serve(exchange, request, PREFIX) as ticket:
             shape = msgspec.structs.replace(shape, id=PREFIX + ticket.name)
-            blocks = Blocks(open_answer(ticket.streams[0], "toolu_"))
+            blocks = Blocks(ticket.streams[0], "toolu_")
             if request.stream:
                 await exchange.stream(ticket, EventWriter(shape, blocks), done=b"")
                 return
