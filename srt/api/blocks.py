@@ -5,7 +5,8 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import NamedTuple, assert_never
 
-from srt.formats.answer import ChatAnswer
+from srt.api.answers import ended_itself, open_answer
+from srt.api.tickets import Stream
 from srt.formats.events import (
     ArgumentsDelta,
     CallBegin,
@@ -71,29 +72,37 @@ Move = Opened | Grown | Closed
 
 
 class Blocks:
-    """The blocks of one answer while it grows."""
+    """The blocks of the answer on one stream while it grows; `call_prefix` begins the ids of its calls."""
 
-    def __init__(self, answer: ChatAnswer) -> None:
-        self._answer = answer
+    def __init__(self, stream: Stream, call_prefix: str) -> None:
+        self._stream = stream
+        self._answer = open_answer(stream, call_prefix)
         self._open: Block | None = None
         self.all: list[Block] = []
 
-    def feed(self, text: str) -> list[Move]:
-        """What more of the answer does to the blocks."""
-        return self._moves(self._answer.feed(text))
-
-    def finish(self, *, complete: bool) -> list[Move]:
-        """The answer is over. `complete`: the model ended it itself."""
-        moves = self._moves(self._answer.finish(complete=complete))
-        if self._open is not None:
-            self._close(moves, whole=self._open.kind is not Kind.CALL and complete)
-        return moves
-
-    def _moves(self, events: list[Event]) -> list[Move]:
+    def take(self) -> list[Move]:
+        """What came since the last time does to the blocks; with the finish of the stream the last one is closed."""
+        text, _ = self._stream.take()
+        finish = self._stream.finish
+        events = self._answer.feed(text)
+        if finish is not None:
+            events += self._answer.finish(complete=ended_itself(finish))
         moves: list[Move] = []
         for event in events:
             self._take(event, moves)
+        if finish is not None and self._open is not None:
+            self._close(moves, whole=self._open.kind is not Kind.CALL and finish.kind == "stop")
         return moves
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the answer, for `warnings`."""
+        return [problem.told() for problem in self._answer.parsed.problems]
+
+    @property
+    def ends_in_calls(self) -> bool:
+        """Whether the answer has calls and all of them are whole."""
+        return self._answer.ends_in_calls
 
     def _take(self, event: Event, moves: list[Move]) -> None:
         match event:

@@ -97,6 +97,8 @@ class TokenizerProcess:
         self.inbox: Inbox[ToTokenizer] = Inbox(context, rundir, "tokenizer", ToTokenizer)
         self.api = Outbox(context, rundir, "api")
         self.scheduler = Outbox(context, rundir, "scheduler")
+        self.arrived: Generate | None = None
+        """The last request, whose prompt the next one may share."""
         self.arriving: dict[str, Generate] = {}
         self.asking: dict[int, Tokenize] = {}
         """Requests and calls whose images are not ready."""
@@ -148,6 +150,10 @@ class TokenizerProcess:
 
     def arrive(self, request: Generate) -> None:
         """A request comes; its prompt waits for its turn, after its images if it has any."""
+        if request.repeats:
+            assert self.arrived is not None, "the first answer to a prompt brings it"
+            request = msgspec.structs.replace(request, prompt=self.arrived.prompt, images=self.arrived.images)
+        self.arrived = request
         if not request.images:
             self.waiting[request.rid] = request, ()
             return
@@ -204,6 +210,10 @@ class TokenizerProcess:
             packed, spans = self.images.place(self.packed_ids(request.prompt), pictures)
             prompt_tokens = len(packed) // _BYTES_PER_ID
             sampling, stop = self.resolver.resolve(request.sampling, prompt_tokens)
+            thinks, with_tools = self.thinking.is_open(packed), has_tools(request.prompt)
+            sampling = self.thinking.limited(
+                sampling, request.sampling.thinking_budget, is_open=thinks, with_tools=with_tools
+            )
             wanted = request.sampling.logprobs
             answer = Answer(
                 request.rid,
@@ -215,9 +225,7 @@ class TokenizerProcess:
                 images=len(spans),
                 image_tokens=sum(span.tokens for span in spans),
                 scores=None if wanted is None else Scores(wanted, packed, self.vocabulary),
-                reasoning=self.thinking.count(
-                    is_open=self.thinking.is_open(packed), with_tools=has_tools(request.prompt)
-                ),
+                reasoning=self.thinking.count(is_open=thinks, with_tools=with_tools),
             )
         except ServingError as error:
             self.images.release(request.rid)

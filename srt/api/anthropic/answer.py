@@ -34,6 +34,10 @@ class Shape(msgspec.Struct, frozen=True):
         message = top | ending | {"usage": usage}
         return message | {"warnings": list(self.warnings)} if self.warnings else message
 
+    def told(self, problems: list[str]) -> Shape:
+        """The same with what is wrong with the answer among the warnings."""
+        return msgspec.structs.replace(self, warnings=self.warnings + tuple(problems)) if problems else self
+
     def shows(self, block: Block) -> bool:
         """Whether the client wants to see a block."""
         return self.shows_thinking or block.kind is not Kind.REASONING
@@ -46,6 +50,7 @@ def usage(stream: Stream) -> dict[str, Any]:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": stream.prompt.cached_tokens,
         "output_tokens": stream.completion_tokens,
+        "output_tokens_details": {"thinking_tokens": stream.reasoning_tokens},
     }
 
 
@@ -63,17 +68,14 @@ def ending(shape: Shape, stream: Stream, blocks: Blocks) -> dict[str, Any]:
         case "stop" if finish.matched in shape.stop_sequences:
             reason, sequence = "stop_sequence", finish.matched
         case "stop":
-            calls = [block for block in blocks.all if block.kind is Kind.CALL]
-            reason = "tool_use" if calls and all(block.whole for block in calls) else "end_turn"
+            reason = "tool_use" if blocks.ends_in_calls else "end_turn"
     return {"stop_reason": reason, "stop_sequence": sequence}
 
 
 def whole_message(shape: Shape, stream: Stream, blocks: Blocks) -> dict[str, Any]:
     """Body of an answer that is not streamed."""
-    text, _ = stream.take()
-    assert stream.finish is not None
-    blocks.feed(text)
-    blocks.finish(complete=stream.finish.kind == "stop")
+    blocks.take()
+    shape = shape.told(blocks.problems)
     content = [_content(block) for block in blocks.all if shape.shows(block)]
     return shape.message(content, ending(shape, stream, blocks), usage(stream))
 
@@ -107,20 +109,17 @@ class EventWriter:
 
     def news(self, stream: Stream) -> bytes:
         """Events for what came since the last time."""
-        text, _ = stream.take()
         events = b"" if self._begun else self._opening(stream)
         self._begun = True
-        moves = self._blocks.feed(text)
-        if stream.finish is not None:
-            moves += self._blocks.finish(complete=stream.finish.kind == "stop")
-        events += b"".join(self._event(move) for move in moves if self._shape.shows(move.block))
+        events += b"".join(self._event(move) for move in self._blocks.take() if self._shape.shows(move.block))
         if stream.finish is not None:
             delta = ending(self._shape, stream, self._blocks)
-            self._end = event({"type": "message_delta", "delta": delta, "usage": usage(stream)})
+            told = {"warnings": self._blocks.problems} if self._blocks.problems else {}
+            self._end = event({"type": "message_delta", "delta": delta, "usage": usage(stream)} | told)
         return events
 
     def _opening(self, stream: Stream) -> bytes:
-        counts = usage(stream) | {"output_tokens": 0}
+        counts = usage(stream) | {"output_tokens": 0, "output_tokens_details": {"thinking_tokens": 0}}
         message = self._shape.message([], {"stop_reason": None, "stop_sequence": None}, counts)
         return event({"type": "message_start", "message": message}) + event({"type": "ping"})
 

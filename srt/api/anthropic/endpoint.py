@@ -7,7 +7,6 @@ from typing import Any, Final
 import msgspec
 import orjson
 
-from srt.api.answers import open_answer
 from srt.api.anthropic.answer import EventWriter, Shape, event, whole_message
 from srt.api.anthropic.bodies import MessagesBody, PromptBody
 from srt.api.anthropic.prompt import chat_document
@@ -64,7 +63,7 @@ class Messages:
         request, shape = await self._parsed(exchange)
         with service.serve(exchange, request, PREFIX) as ticket:
             shape = msgspec.structs.replace(shape, id=PREFIX + ticket.name)
-            blocks = Blocks(open_answer(ticket.streams[0], "toolu_"))
+            blocks = Blocks(ticket.streams[0], "toolu_")
             if request.stream:
                 await exchange.stream(ticket, EventWriter(shape, blocks), done=b"")
                 return
@@ -112,6 +111,8 @@ class Messages:
         ):
             if value is not None:
                 document[name] = value
+        if body.thinking is not None and body.thinking.budget_tokens is not None:
+            notices += (Notice("ignored_field", "'thinking.budget_tokens': how long the model thinks is not limited"),)
         request = self._chats.request(document, notices)
         # A limit beyond the context is cut to it, as clients of this API expect: they send the same one to every model.
         params = msgspec.structs.replace(

@@ -27,19 +27,24 @@ class Frame(msgspec.Struct, frozen=True):
     seals_reasoning: bool = False
     """The client wants reasoning as `encrypted_content` too."""
 
+    def told(self, problems: list[str]) -> Frame:
+        """The same with what is wrong with the answer among the warnings."""
+        warnings = self.fields.get("warnings", []) + problems
+        return msgspec.structs.replace(self, fields=self.fields | {"warnings": warnings})
+
     def response(self, status: str, output: list[dict[str, Any]], **others: Any) -> dict[str, Any]:
         """The response object."""
         return self.fields | {"status": status, "output": output} | others
 
 
-def usage(stream: Stream, reasoning_tokens: int) -> dict[str, Any]:
+def usage(stream: Stream) -> dict[str, Any]:
     """Tokens of a call."""
     prompt, completion = stream.prompt.tokens, stream.completion_tokens
     return {
         "input_tokens": prompt,
         "input_tokens_details": {"cached_tokens": stream.prompt.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": completion,
-        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "output_tokens_details": {"reasoning_tokens": stream.reasoning_tokens},
         "total_tokens": prompt + completion,
     }
 
@@ -85,12 +90,14 @@ def part(block: Block, *, begun: bool = False) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def ended_response(frame: Frame, stream: Stream, blocks: Blocks, items: Items, reasoning_tokens: int) -> dict[str, Any]:
+def ended_response(frame: Frame, stream: Stream, blocks: Blocks, items: Items) -> dict[str, Any]:
     """The response object of an ended answer. Raises: ServingError ABORTED, which is no way to end a response."""
     finish = stream.finish
     assert finish is not None
     output = [items.item(block) for block in blocks.all]
-    counts = usage(stream, reasoning_tokens)
+    counts = usage(stream)
+    if blocks.problems:
+        frame = frame.told(blocks.problems)
     match finish.kind:
         case "abort":
             raise ServingError(ErrorCode.ABORTED, stream.ticket.abort_text or finish.text or "the request was aborted")
@@ -103,11 +110,8 @@ def ended_response(frame: Frame, stream: Stream, blocks: Blocks, items: Items, r
 
 def whole_response(frame: Frame, stream: Stream, blocks: Blocks) -> dict[str, Any]:
     """The response object of an answer that is not streamed."""
-    text, _ = stream.take()
-    assert stream.finish is not None
-    blocks.feed(text)
-    blocks.finish(complete=stream.finish.kind == "stop")
-    return ended_response(frame, stream, blocks, Items(frame), 0)
+    blocks.take()
+    return ended_response(frame, stream, blocks, Items(frame))
 
 
 class EventWriter:
@@ -128,15 +132,11 @@ class EventWriter:
 
     def news(self, stream: Stream) -> bytes:
         """Events for what came since the last time."""
-        text, _ = stream.take()
         events = b"" if self._begun else self._opening()
         self._begun = True
-        moves = self._blocks.feed(text)
+        events += b"".join(map(self._move, self._blocks.take()))
         if stream.finish is not None:
-            moves += self._blocks.finish(complete=stream.finish.kind == "stop")
-        events += b"".join(map(self._move, moves))
-        if stream.finish is not None:
-            response = ended_response(self._frame, stream, self._blocks, self._items, 0)
+            response = ended_response(self._frame, stream, self._blocks, self._items)
             self._end = self._event(response["status"], response=response)
             self._keep(response)
         return events

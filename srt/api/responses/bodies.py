@@ -92,7 +92,7 @@ class FunctionTool(msgspec.Struct, frozen=True):
 class ReasoningConfig(msgspec.Struct, frozen=True):
     """How much the model thinks. There are no summaries: reasoning is shown as it is."""
 
-    effort: Literal["minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     summary: str | None = None
 
 

@@ -8,7 +8,6 @@ from typing import Any, Final
 import msgspec
 import orjson
 
-from srt.api.answers import open_answer
 from srt.api.blocks import Blocks
 from srt.api.bodies import Notice, Parser, invalid, shown
 from srt.api.fields import Body
@@ -58,7 +57,7 @@ class Responses:
         turn = await self._parsed(exchange)
         with self._service.serve(exchange, turn.request, PREFIX) as ticket:
             frame = msgspec.structs.replace(turn.frame, fields={"id": PREFIX + ticket.name} | turn.frame.fields)
-            blocks = Blocks(open_answer(ticket.streams[0], "call_"))
+            blocks = Blocks(ticket.streams[0], "call_")
             if turn.request.stream:
                 writer = EventWriter(frame, blocks, lambda response: self._keep(turn, response))
                 exchange.dialect = exchange.dialect._replace(event=writer.failure)

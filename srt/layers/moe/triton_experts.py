@@ -12,8 +12,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from srt.layers.cuda.linear import TritonLinear
-from srt.layers.cuda.ops import TritonOps
 from srt.layers.gpu import Gpu
 from srt.layers.moe import triton_dispatch as dispatch
 from srt.layers.moe import triton_kernels as kernels
@@ -118,10 +116,9 @@ class TritonExperts:
     def __init__(self, weights: WeightFormat, gpu: Gpu | None) -> None:
         self.weights = weights
         self._gpu = gpu
-        self._linear, self._ops = TritonLinear(gpu), TritonOps(gpu)
         self._hopper = gpu is not None and gpu.capability[0] == HOPPER
         self._kind = KINDS[weights.name]
-        self._beside: torch.cuda.Stream | None = None
+        self._other: torch.cuda.Stream | None = None
         self.width_multiple = COLUMNS if self._kind == NVFP4 else 1
 
     def refuses(self, shape: ExpertShape) -> str | None:
@@ -149,18 +146,18 @@ class TritonExperts:
         if not hidden.is_cuda:
             pairs, dense = self._pairs(hidden, choice, experts), self.run_shared(hidden, shared)
             return self._combine(pairs, choice, experts.shape, dense)
-        here, beside = torch.cuda.current_stream(), self._stream()
-        beside.wait_stream(here)
-        with torch.cuda.stream(beside):
+        here, other = torch.cuda.current_stream(), self._stream()
+        other.wait_stream(here)
+        with torch.cuda.stream(other):
             dense = self.run_shared(hidden, shared)
         pairs = self._pairs(hidden, choice, experts)
-        here.wait_stream(beside)
+        here.wait_stream(other)
         return self._combine(pairs, choice, experts.shape, dense)
 
     def _stream(self) -> torch.cuda.Stream:
-        if self._beside is None:
-            self._beside = torch.cuda.Stream()
-        return self._beside
+        if self._other is None:
+            self._other = torch.cuda.Stream()
+        return self._other
 
     def pack_shared(self, shared: StoredExperts, shape: ExpertShape) -> PackedExperts:
         return PackedExperts(shape, packed(PLAIN, "gate_up", shared.gate_up) | packed(PLAIN, "down", shared.down))
@@ -169,13 +166,9 @@ class TritonExperts:
         """[T, H] -> [T, H]."""
         if not hidden.shape[0]:
             return torch.empty_like(hidden)
-        if hidden.shape[0] == 1:
-            inner = self._linear.product(hidden, shared.tensors["gate_up.weight"][0])
-            return self._linear.product(
-                self._ops.gated_silu(inner, shared.shape.limit), shared.tensors["down.weight"][0]
-            )
-        tiles = dense_tiles(hidden.shape[0], self._hopper)
-        plan = unsorted(hidden, DENSE, -(-hidden.shape[0] // tiles.rows), tiles.rows)
+        tokens = hidden.shape[0]
+        tiles = dense_tiles(tokens, self._hopper)
+        plan = unsorted(hidden, DENSE, -(-tokens // tiles.rows), tiles.rows)
         inner = gate_up(PLAIN, hidden, shared, plan, tiles.gate_up, 1)
         return down(PLAIN, inner, shared, plan, tiles.down)
 
