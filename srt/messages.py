@@ -67,6 +67,8 @@ class Generate(Message, frozen=True):
     """`time.monotonic_ns()` when the API process took the request."""
     speculative: bool = True
     """Guess ahead, where the server has a drafter. Never changes the answer."""
+    repeats: bool = False
+    """Prompt and images are those of the `Generate` before this one, which were sent once: another answer to them."""
 
 
 class Cancel(Message, frozen=True):
@@ -266,6 +268,8 @@ class CallFailed(Message, frozen=True):
 
 CANCEL_TO_FREE_BOUNDS_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 """Upper bounds of the buckets in which the scheduler counts how long cancelled requests kept their pages."""
+EVICTION_BOUNDS_S: Final = (1e-5, 5e-5, 1e-4, 5e-4, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5)
+"""The same for evictions of cached pages."""
 
 
 class SchedulerStats(Message, frozen=True):
@@ -299,6 +303,10 @@ class SchedulerStats(Message, frozen=True):
     new_token_ratio: float = 0.0
     cancel_to_free_counts: tuple[int, ...] = ()
     cancel_to_free_s: float = 0.0
+    eviction_counts: tuple[int, ...] = ()
+    eviction_s: float = 0.0
+    missed_tokens: dict[str, int] = {}
+    """Prompt tokens that were not found in the cache, by reason."""
 
 
 # --- the step protocol ----------------------------------------------------------------------------------

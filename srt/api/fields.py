@@ -215,7 +215,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     _noted("profile_id", "f", "files are named by time"),
     # --- not supported yet
     _neutral("n", "g", "it belongs into sampling_params", 1),
-    _neutral("best_of", "pc", "all n answers are returned", 1),
+    _neutral("best_of", "spc", "all n answers are returned", 1),
     _neutral("use_beam_search", "spc", "no beam search", False),
     _neutral("beam_width", "spc", "no beam search", 1),
     _neutral("length_penalty", "spc", "no beam search", 1, 0),

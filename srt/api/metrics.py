@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from srt.api.tickets import PromptCounts, Stream
 from srt.configs.plan import RuntimePlan
 from srt.heartbeat import Age
-from srt.messages import CANCEL_TO_FREE_BOUNDS_S, GroupUsage, SchedulerStats, Timing
+from srt.messages import CANCEL_TO_FREE_BOUNDS_S, EVICTION_BOUNDS_S, GroupUsage, SchedulerStats, Timing
 
 PREFIX: Final = "sglang:"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -216,6 +216,15 @@ class Exposition(Collector):
             family.add_metric([self._model, key], value)
         return family
 
+    def _counted(
+        self, name: str, text: str, bounds: tuple[float, ...], counts: tuple[int, ...], total: float
+    ) -> Metric:
+        """A histogram that another process counts; empty until it has told."""
+        family = HistogramMetricFamily(PREFIX + name, text, labels=["model_name"])
+        if counts:
+            family.add_metric([self._model], cumulated(bounds, counts), total)
+        return family
+
     def _requests(self) -> Iterator[Metric]:
         metrics = self._metrics
         yield self._counter("num_requests", "Prompts taken.", metrics.requests)
@@ -287,13 +296,17 @@ class Exposition(Collector):
         yield self._gauge(
             "new_token_ratio", "Share of its new tokens that a request is expected to use.", stats.new_token_ratio
         )
-        freed = HistogramMetricFamily(
-            PREFIX + "cancel_to_free_seconds", "From a cancellation to free pages.", labels=["model_name"]
+        yield self._labelled(
+            "cache_miss", "Prompt tokens not found in the cache, by why.", "reason", stats.missed_tokens.items()
         )
-        if stats.cancel_to_free_counts:
-            buckets = cumulated(CANCEL_TO_FREE_BOUNDS_S, stats.cancel_to_free_counts)
-            freed.add_metric([self._model], buckets, stats.cancel_to_free_s)
-        yield freed
+        yield self._counted(
+            "cancel_to_free_seconds", "From a cancellation to free pages.",
+            CANCEL_TO_FREE_BOUNDS_S, stats.cancel_to_free_counts, stats.cancel_to_free_s,
+        )  # fmt: skip
+        yield self._counted(
+            "eviction_duration_seconds", "Dropping cached pages to make room.",
+            EVICTION_BOUNDS_S, stats.eviction_counts, stats.eviction_s,
+        )  # fmt: skip
         yield self._counter("num_retracted_requests", "Retractions.", stats.retracted_requests)
         yield self._counter("num_retracted_input_tokens", "Prompt tokens retracted.", stats.retracted_input_tokens)
         yield self._counter("num_retracted_output_tokens", "Generated tokens retracted.", stats.retracted_output_tokens)

@@ -15,11 +15,13 @@ from srt.api.metrics import Metrics
 from srt.api.schema import Request
 from srt.api.tickets import ClientGone, Stream, Ticket
 from srt.errors import ErrorCode, ServingError
-from srt.messages import Cancel, Delta, Failed, Finish, Generate, SamplingParams
+from srt.messages import Cancel, Delta, Failed, Finish, Generate, SamplingParams, TextPrompt
 from srt.wire import Outbox
 
 log = logging.getLogger(__name__)
 
+SENT: Final = TextPrompt("")
+"""In place of a prompt that was sent with the request before."""
 SEED_MASK: Final = (1 << 63) - 1
 STALL_S: Final = 60.0
 """A client that takes nothing from a full connection for so long is gone."""
@@ -69,13 +71,14 @@ class Streams:
             self._tokenizer.send(
                 Generate(
                     wire_id,
-                    request.prompts[place],
+                    SENT if copy else request.prompts[place],
                     of_copy(request.sampling[place], copy),
                     request.stream,
                     request.namespace,
-                    images=request.images[place] if request.images else (),
+                    images=request.images[place] if request.images and not copy else (),
                     received_ns=received_ns,
                     speculative=request.speculative,
+                    repeats=copy > 0,
                 )
             )
         request.images.clear()

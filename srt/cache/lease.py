@@ -10,12 +10,15 @@ from srt.cache.radix import Node
 class Match(NamedTuple):
     """What the tree has of a sequence. Valid until the cache next changes.
 
-    `path` are the nodes that a row can use, `tokens` how many they hold.
+    `path` are the nodes that a row can use, `tokens` how many they hold. The tree has `walked` pages of the sequence,
+    usable or not, of `possible` ones that could have been a hit.
     """
 
     namespace: str
     path: list[Node]
     tokens: int
+    walked: int = 0
+    possible: int = 0
 
 
 class Usage(NamedTuple):

@@ -6,13 +6,19 @@ siblings share them while their row still runs. `docs/kv_pages.md` has the rules
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 
 from srt.cache import audit
 from srt.cache.lease import Lease, Match, Usage
 from srt.cache.pages import NULL_PAGE, PagePool
 from srt.cache.radix import Node, RadixTree
 from srt.configs.plan import GroupPlan
+from srt.messages import EVICTION_BOUNDS_S
+
+
+def _no_clock() -> int:
+    return 0
 
 
 class PrefixCache:
@@ -21,6 +27,7 @@ class PrefixCache:
     `share` False: nothing enters the tree, so nothing is ever found there. The last `guessing` groups hold KV that only
     guesses depend on: it changes no hit, and a hit takes of it what is there. At a position it has seen up to
     `look_ahead` tokens beyond, so while a row runs its pages there are shared so many tokens later than the others.
+    `clock_ns` times evictions, one count for each of `EVICTION_BOUNDS_S` and one beyond; nothing else depends on it.
     """
 
     def __init__(
@@ -31,6 +38,7 @@ class PrefixCache:
         share: bool = True,
         guessing: int = 0,
         look_ahead: int = 0,
+        clock_ns: Callable[[], int] = _no_clock,
     ) -> None:
         self.groups = tuple(groups)
         self.page_size = page_size
@@ -39,7 +47,9 @@ class PrefixCache:
         self.tree = RadixTree([group.window for group in groups], page_size, self.pools, guessing)
         self.leases: set[Lease] = set()
         self.promises: dict[tuple[Node, bytes], Lease] = {}
-        self._share = share
+        self._share, self._clock_ns = share, clock_ns
+        self.eviction_counts = [0] * (len(EVICTION_BOUNDS_S) + 1)
+        self.eviction_ns = 0
         # Evicting a leaf of a full group frees its sliding pages too, so full groups make room first.
         self._room_order = [*self.tree.full, *(group for group, _ in self.tree.reaches)]
 
@@ -52,9 +62,26 @@ class PrefixCache:
         """
         if not self._share:
             return Match(namespace, [], 0)
-        path = self.tree.walk(namespace, token_ids, self._pages_to_hit(token_ids))
-        del path[self.tree.usable(path, len(path)) :]
-        return Match(namespace, path, len(path) * self.page_size)
+        possible = self._pages_to_hit(token_ids)
+        path = self.tree.walk(namespace, token_ids, possible)
+        walked = len(path)
+        del path[self.tree.usable(path, walked) :]
+        return Match(namespace, path, len(path) * self.page_size, walked, possible)
+
+    def missed(self, match: Match, prompt_tokens: int) -> dict[str, int]:
+        """Tokens of a prompt that must be computed, by why they were not found.
+
+        `absent`: the tree does not have them, or no longer. `tombstone`: it has them without a window that a row would
+        read. `page_rounding`: they do not fill a page, or are the last token, which is always computed.
+        """
+        if not self._share:
+            return {"cache_off": prompt_tokens}
+        size = self.page_size
+        found = {
+            "absent": (match.possible - match.walked) * size,
+            "tombstone": (match.walked - len(match.path)) * size,
+        }
+        return found | {"page_rounding": prompt_tokens - match.tokens - sum(found.values())}
 
     def _pages_to_hit(self, token_ids: bytes) -> int:
         return (len(token_ids) // 4 - 1) // self.page_size
@@ -126,9 +153,16 @@ class PrefixCache:
         for group in self._room_order:
             pool = self.pools[group]
             if pool.free < count:
-                self.tree.evict(group, count - pool.free)
+                self._evict(group, count - pool.free)
             lease.tables[group].extend(pool.take(count))
             lease.own[group] += count
+
+    def _evict(self, group: int, count: int) -> None:
+        began_ns = self._clock_ns()
+        self.tree.evict(group, count)
+        took_ns = self._clock_ns() - began_ns
+        self.eviction_counts[bisect_left(EVICTION_BOUNDS_S, took_ns / 1e9)] += 1
+        self.eviction_ns += took_ns
 
     def commit(self, lease: Lease, token_ids: bytearray, known: int, settled: int) -> None:
         """Steps have settled: offer full pages to the tree and let go of what no later step can see.

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from srt.bytelevel import token_bytes
 from srt.payloads import Constraint
 
-Mask = NDArray[np.int32]
+if TYPE_CHECKING:  # the tokenizer process knows this module and does without numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+Mask: TypeAlias = "NDArray[np.int32]"
 
 
 class Vocabulary(msgspec.Struct, frozen=True):

@@ -96,6 +96,9 @@ class _Matcher:
     def fill(self, mask: Mask) -> None:
         """Write which tokens are allowed next."""
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        if self._matcher.is_error():  # beyond the library's own limits
+            mask[:] = 0
+            return
         words = mask.view(np.uint32)
         np.bitwise_and.at(words, self._own // 32, ~(np.uint32(1) << (self._own % 32).astype(np.uint32)))
         if self.can_end():
@@ -103,7 +106,7 @@ class _Matcher:
 
     def can_end(self) -> bool:
         """Whether what was accepted is complete."""
-        return self._matcher.is_accepting()
+        return not self._matcher.is_error() and self._matcher.is_accepting()
 
 
 def _translated(constraint: Constraint) -> str:

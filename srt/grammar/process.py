@@ -1,9 +1,9 @@
 """A grammar process: compiles one constraint at a time, away from the process that handles text.
 
-`python -m srt.grammar.process`, started by `srt/tokenizer/grammar_desk.py`, spoken to over stdin and stdout. A
-constraint that takes too long, or too much memory, ends this process and nothing else: the kernel's timer kills it,
-and another one is started. The timer counts what the process computes: on a busy machine compiling takes longer, but
-no constraint is refused for that.
+`python -m srt.grammar.process`, started by `srt/tokenizer/grammar_pool.py`, spoken to over stdin and stdout. It imports
+the grammar library once and compiles each constraint in a copy of itself. One that takes too long, or too much memory,
+ends that copy and nothing else: the kernel's timer kills it. The timer counts what the copy computes: on a busy machine
+compiling takes longer, but no constraint is refused for that.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NoReturn
 
 import msgspec
 import setproctitle
@@ -83,23 +84,52 @@ def compile_one(constraint: Constraint, backend: GrammarBackend, files: GrammarF
     return Stored(len(data))
 
 
-def serve(jobs: IO[bytes], outcomes: IO[bytes], limit: Callable[[float], object]) -> None:
-    """Do jobs until the other end closes. `limit` starts a timer for a job; 0 stops it."""
+def in_a_copy(job: Callable[[], Outcome], seconds: float) -> Outcome:
+    """Do a job in a copy of this process, which has no threads, and say what became of it."""
+    reading, writing = os.pipe()
+    copy = os.fork()
+    if not copy:
+        _be_the_copy(job, writing, seconds)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answers:
+        answer = receive(answers)
+    _, status = os.waitpid(copy, 0)
+    if answer is not None:
+        outcome: Outcome = msgspec.msgpack.decode(answer, type=Outcome)
+        return outcome
+    if os.waitstatus_to_exitcode(status) == -signal.SIGPROF:
+        return Rejected(f"compiling it takes more than {seconds:g} s (--max-grammar-seconds)")
+    return Rejected(f"compiling it takes more than {MEMORY_BYTES} bytes, or breaks the grammar library")
+
+
+def _be_the_copy(job: Callable[[], Outcome], writing: int, seconds: float) -> NoReturn:
+    """Whatever happens, a copy never returns to its caller."""
+    try:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        outcome = job()
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        with os.fdopen(writing, "wb") as pipe:
+            send(pipe, outcome)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def serve(jobs: IO[bytes], outcomes: IO[bytes]) -> None:
+    """Do jobs until the other end closes."""
     first = receive(jobs)
     if first is None:
         return
     setup = msgspec.msgpack.decode(first, type=Setup)
     vocabulary = Vocabulary.read(Path(setup.model_path), setup.vocab_size, setup.eos_ids)
     backend = open_backend(setup.backend, vocabulary)
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
     files = GrammarFiles(Path(setup.rundir))
     decoder = msgspec.msgpack.Decoder(Constraint)
     while (payload := receive(jobs)) is not None:
-        limit(setup.seconds)
-        outcome = compile_one(decoder.decode(payload), backend, files)
-        limit(0)
-        send(outcomes, outcome)
+        constraint = decoder.decode(payload)
+        send(outcomes, in_a_copy(partial(compile_one, constraint, backend, files), setup.seconds))
 
 
 def main() -> None:
@@ -111,7 +141,7 @@ def main() -> None:
     outcomes = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:
-        serve(sys.stdin.buffer, outcomes, lambda seconds: signal.setitimer(signal.ITIMER_PROF, seconds))
+        serve(sys.stdin.buffer, outcomes)
     except BrokenPipeError:
         os._exit(1)
 

@@ -26,7 +26,9 @@ def check(constraint: Constraint) -> None:
     if constraint.kind in ("json_schema", "structural_tag"):
         try:
             document = msgspec.json.decode(constraint.text)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except RecursionError as error:
+            raise GrammarError("it is nested too deeply") from error
+        except msgspec.DecodeError as error:
             raise GrammarError(f"it is not JSON: {_lower(str(error))}") from error
         depth = _depth(document)
         if depth > MAX_DEPTH:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, assert_never
 
 import msgspec
@@ -12,6 +15,7 @@ from xgrammar import CompiledGrammar, GrammarCompiler, GrammarMatcher, Structura
 
 from srt.grammar.contract import Compiled, Mask, Matcher, Vocabulary
 from srt.grammar.errors import GrammarError
+from srt.grammar.schemas import check_schema
 from srt.grammar.texts import MOST_WHITESPACE, choice_grammar
 from srt.payloads import Constraint
 
@@ -36,9 +40,15 @@ class XGrammar:
     def compile(self, constraint: Constraint) -> bytes:
         """The compiled form of a constraint. Raises: GrammarError."""
         try:
-            return self._compile(constraint).serialize_json().encode()
+            with _warnings() as said:
+                compiled = self._compile(constraint)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise GrammarError(_reason(error)) from error
+            raise GrammarError(_reason(str(error))) from error
+        if constraint.strict and constraint.kind != "structural_tag" and said:
+            raise GrammarError(said[0])
+        if constraint.kind == "json_schema" and constraint.strict:
+            check_schema(constraint.text)
+        return compiled.serialize_json().encode()
 
     def _compile(self, constraint: Constraint) -> CompiledGrammar:
         compiler, text = self._compiler, constraint.text
@@ -65,7 +75,7 @@ class XGrammar:
         try:
             return _Compiled(CompiledGrammar.deserialize_json(data.decode(), self._info), self._vocabulary)
         except RuntimeError as error:
-            raise GrammarError(_reason(error)) from error
+            raise GrammarError(_reason(str(error))) from error
 
 
 class _Compiled:
@@ -116,6 +126,26 @@ def _structural_tag(text: str) -> str | StructuralTag:
             return text
 
 
-def _reason(error: Exception) -> str:
+def _reason(said: str) -> str:
     """What the library says, without where in its own sources it says it."""
-    return _WHERE.sub("", str(error)).strip()
+    return _WHERE.sub("", said).strip()
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the library warns of meanwhile: it tells only standard error what of a constraint it leaves out.
+
+    Nothing else may write there at the same time: compiling has a process of its own.
+    """
+    said: list[str] = []
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            lines = file.read().decode(errors="replace").splitlines()
+            said += [_reason(line).removeprefix("Warning: ") for line in lines if "Warning: " in line]

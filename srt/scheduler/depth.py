@@ -15,6 +15,8 @@ ENOUGH: Final = 4
 """Steps of a kind before it is judged."""
 MARGIN: Final = 0.97
 """Guessing is given up when it brings less than this part of the tokens that doing without brings in the same time."""
+LONGEST_STEP: Final = 4
+"""A step counts as at most so many times the mean: whatever else held it up says nothing about guesses."""
 FIRST_PAUSE: Final = 64
 LONGEST_PAUSE: Final = 4096
 """Steps between two trials of the way that is not used."""
@@ -32,6 +34,8 @@ class Pace:
 
     def observe(self, tokens: int, elapsed_us: int) -> None:
         """One more step."""
+        if self.steps >= ENOUGH:
+            elapsed_us = min(elapsed_us, int(LONGEST_STEP * self.elapsed_us))
         self.steps += 1
         weight = max(MEMORY, 1 / self.steps)
         self.tokens += (tokens - self.tokens) * weight

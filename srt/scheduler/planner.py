@@ -180,6 +180,7 @@ def start(state: SchedulerState, request: Request, match: Match, tokens: bytes, 
         request.cached_tokens = match.tokens
         state.totals.cache_queries_tokens += request.prompt_tokens
         state.totals.cache_hit_tokens += match.tokens
+        state.totals.missed_tokens.update(state.cache.missed(match, request.prompt_tokens))
     return row
 
 

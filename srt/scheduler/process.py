@@ -87,7 +87,7 @@ class Scheduler:
     """One turn of the loop after the other, over one state."""
 
     def __init__(self, plan: RuntimePlan, tokenizer: Sender, workers: Sequence[Sender], beat: Heartbeat) -> None:
-        self.state = SchedulerState.from_plan(plan)
+        self.state = SchedulerState.from_plan(plan, time.perf_counter_ns)
         self._watchdog_s = plan.server.watchdog_timeout
         self._tokenizer = tokenizer
         self._workers = workers

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -70,6 +71,7 @@ class Totals:
     speculation: Speculation = field(default_factory=Speculation)
     cancel_to_free_counts: list[int] = field(default_factory=lambda: [0] * (len(CANCEL_TO_FREE_BOUNDS_S) + 1))
     cancel_to_free_s: float = 0.0
+    missed_tokens: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
@@ -101,14 +103,15 @@ class SchedulerState:
     blocked: tuple[int, int] | None = None
 
     @classmethod
-    def from_plan(cls, plan: RuntimePlan) -> SchedulerState:
-        """An empty scheduler for what start-up resolved."""
+    def from_plan(cls, plan: RuntimePlan, clock_ns: Callable[[], int] | None = None) -> SchedulerState:
+        """An empty scheduler for what start-up resolved. `clock_ns` is for metrics alone: nothing is decided by it."""
         cache = PrefixCache(
             plan.groups,
             plan.page_size,
             share=not plan.server.disable_radix_cache,
             guessing=1 if plan.drafting.modules else 0,
             look_ahead=plan.drafting.look_ahead,
+            clock_ns=clock_ns or (lambda: 0),
         )
         limits = Limits(
             plan.context_length,

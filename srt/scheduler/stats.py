@@ -86,6 +86,9 @@ class Reporter:
             new_token_ratio=state.share,
             cancel_to_free_counts=tuple(totals.cancel_to_free_counts),
             cancel_to_free_s=totals.cancel_to_free_s,
+            eviction_counts=tuple(state.cache.eviction_counts),
+            eviction_s=state.cache.eviction_ns / 1e9,
+            missed_tokens=dict(totals.missed_tokens),
         )
 
 

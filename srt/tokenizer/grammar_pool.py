@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from srt.grammar.process import MEMORY_BYTES, Outcome, Rejected, Setup, Stored
+from srt.grammar.process import Outcome, Rejected, Setup, Stored
 from srt.payloads import Constraint
 from srt.pipes import STOP_SECONDS, SideProcess
 
@@ -69,7 +68,7 @@ class GrammarPool:
                 began = time.perf_counter()
                 answer = process.ask(constraint)
                 if answer is None:
-                    courier.deliver(key, self._explain(process.status()))
+                    courier.deliver(key, Rejected("the process that compiles has been lost"))
                     process.end()
                     process = self._start()
                     continue
@@ -84,9 +83,3 @@ class GrammarPool:
 
     def _start(self) -> SideProcess:
         return SideProcess("srt.grammar.process", self._setup)
-
-    def _explain(self, status: int) -> Rejected:
-        """What to tell the author of a constraint that ended its process."""
-        if status == -signal.SIGPROF:
-            return Rejected(f"compiling it takes more than {self._setup.seconds:g} s (--max-grammar-seconds)")
-        return Rejected(f"compiling it takes more than {MEMORY_BYTES} bytes, or breaks the grammar library")

@@ -97,6 +97,8 @@ class TokenizerProcess:
         self.inbox: Inbox[ToTokenizer] = Inbox(context, rundir, "tokenizer", ToTokenizer)
         self.api = Outbox(context, rundir, "api")
         self.scheduler = Outbox(context, rundir, "scheduler")
+        self.arrived: Generate | None = None
+        """The last request, whose prompt the next one may share."""
         self.arriving: dict[str, Generate] = {}
         self.asking: dict[int, Tokenize] = {}
         """Requests and calls whose images are not ready."""
@@ -148,6 +150,10 @@ class TokenizerProcess:
 
     def arrive(self, request: Generate) -> None:
         """A request comes; its prompt waits for its turn, after its images if it has any."""
+        if request.repeats:
+            assert self.arrived is not None, "the first answer to a prompt brings it"
+            request = msgspec.structs.replace(request, prompt=self.arrived.prompt, images=self.arrived.images)
+        self.arrived = request
         if not request.images:
             self.waiting[request.rid] = request, ()
             return

@@ -62,7 +62,7 @@ class Prompter:
         self._end_thinking = end_thinking
         """Ends the reasoning that a rendered prompt opens."""
         self._last: tuple[TextPrompt | ChatPrompt, bytes] | None = None
-        """The last prompt and its ids: several answers to one prompt come as as many requests, one after the other."""
+        """The last prompt and its ids: several answers to one prompt are as many requests, one after the other."""
 
     def packed_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> bytes:
         """Ids of a prompt, packed. Raises: ServingError if it has none, or surely too many."""

@@ -10,6 +10,7 @@ import openai
 import pytest
 from tokenizers import Tokenizer
 
+from srt.tokenizer.vocabulary import Vocabulary
 from tests.api.test_generate import events, generate
 from tests.support.front import Front
 from tests.support.tokens import VOCAB_SIZE
@@ -36,6 +37,21 @@ def test_n_answers_have_seeds_that_count_up_and_share_their_prompt(client: opena
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(admitted[0].token_ids) // 4, "counted once"
     assert answer.usage.completion_tokens == 12
+
+
+def test_a_prompt_is_sent_and_tokenized_once_for_all_its_answers(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    encode = Vocabulary.encode
+
+    def count(self: Vocabulary, text: str, *, add_special_tokens: bool) -> list[int]:
+        encoded.append(text)
+        return encode(self, text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(Vocabulary, "encode", count)
+    body = {"prompt": ["one two", "three four"], "n": 3, "max_tokens": 1}
+    assert front.post("/v1/completions", body).status == 200
+    assert encoded == ["one two", "three four"]
+    assert len({admit.token_ids for admit in front.scheduler.admitted[-6:]}) == 2
 
 
 def test_answers_without_a_seed_are_drawn_with_different_ones(client: openai.OpenAI, front: Front) -> None:

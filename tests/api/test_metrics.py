@@ -20,12 +20,19 @@ NAMES = {
     "uncached_prompt_tokens_histogram", "startup_time_seconds", "requests_cancelled", "kv_pages_leaked",
     "scheduler_step_age_seconds", "warnings", "per_stage_req_latency_seconds", "weight_memory_usage_gb",
     "num_retracted_reqs", "new_token_ratio", "cancel_to_free_seconds", "startup_phase_seconds",
-    "weight_load_duration_seconds",
+    "weight_load_duration_seconds", "cache_miss", "eviction_duration_seconds",
 }  # fmt: skip
 
 
 def test_the_exposition_parses_and_every_sample_names_the_model(front: Front) -> None:
-    front.scheduler.report(leaked_pages=0, cancel_to_free_counts=(2, *[0] * 12, 1), cancel_to_free_s=7.5)
+    front.scheduler.report(
+        leaked_pages=0,
+        cancel_to_free_counts=(2, *[0] * 12, 1),
+        cancel_to_free_s=7.5,
+        eviction_counts=(4, *[0] * 9, 1),
+        eviction_s=0.75,
+        missed_tokens={"absent": 70},
+    )
     front.wait_for(lambda: "num_used_tokens" in front.get("/metrics").text)
     answer = front.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -38,6 +45,8 @@ def test_the_exposition_parses_and_every_sample_names_the_model(front: Front) ->
     assert (front.metric("kv_evictable_tokens"), front.metric("kv_available_tokens")) == (30, 900)
     assert front.metric("cancel_to_free_seconds_count") == front.metric("cancel_to_free_seconds_bucket", le="+Inf") == 3
     assert front.metric("cancel_to_free_seconds_sum") == 7.5
+    assert (front.metric("eviction_duration_seconds_count"), front.metric("eviction_duration_seconds_sum")) == (5, 0.75)
+    assert front.metric("cache_miss_total", reason="absent") == 70
     assert front.metric("weight_memory_usage_gb") == 0.004
     assert front.metric("startup_phase_seconds", phase="plan") == 0.5
     assert front.metric("weight_load_duration_seconds_sum") == 1.5

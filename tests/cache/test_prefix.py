@@ -236,3 +236,30 @@ def test_a_row_that_ends_takes_its_promise_back() -> None:
 def test_common_bytes_is_the_length_of_the_common_prefix() -> None:
     for a, b, expected in [(b"", b"x", 0), (b"abc", b"abd", 2), (b"abc", b"abcd", 3), (b"xbc", b"abc", 0)]:
         assert common_bytes(a, b) == common_bytes(b, a) == expected
+
+
+def test_what_a_hit_lacks_is_told_by_why() -> None:
+    pages = cache(page_size=4, window=8, full=40, sliding=6)
+    serve(pages, range(40), chunk=4)
+    whole = pages.match("", packed(range(40)))
+    assert pages.missed(whole, 40) == {"absent": 0, "tombstone": 0, "page_rounding": 4}
+    longer = pages.match("", packed([*range(40), *range(500, 511)]))
+    assert pages.missed(longer, 51) == {"absent": 8, "tombstone": 0, "page_rounding": 3}
+    # Ten pages went through a sliding pool of six: the windows of the first ones are gone, the way through them is not.
+    shorter = pages.match("", packed(range(13)))
+    assert pages.missed(shorter, 13) == {"absent": 0, "tombstone": 12, "page_rounding": 1}
+
+
+def test_without_a_cache_everything_is_missed_for_that_reason() -> None:
+    pages = cache(share=False)
+    assert pages.missed(pages.match("", packed(range(9))), 9) == {"cache_off": 9}
+
+
+def test_evictions_are_timed_by_the_clock_that_was_given() -> None:
+    ticks = iter(range(0, 10**12, 2_000_000))
+    pages = PrefixCache((group("full", None, 4), group("sliding", 8, 4)), page_size=4, clock_ns=lambda: next(ticks))
+    for start in (0, 100, 200):
+        serve(pages, range(start, start + 9))
+    assert sum(pages.eviction_counts) > 0
+    assert pages.eviction_ns == 2_000_000 * sum(pages.eviction_counts)
+    assert pages.eviction_counts[5] == sum(pages.eviction_counts), "2 ms each: above 1 ms, at most 5"

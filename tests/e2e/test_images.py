@@ -196,6 +196,18 @@ def test_usage_and_model_info_speak_of_images(server: Server) -> None:
     assert low["usage"]["prompt_tokens_details"]["image_tokens"] == 6
 
 
+def test_several_answers_to_a_prompt_see_the_same_images(server: Server) -> None:
+    parts = ("What", file_of(picture(90, 70)), "and", file_of(picture(30, 200)), "?")
+    several = ask(server, *parts, n=3, seed=5, temperature=1.5, logprobs=True)
+    alone = [ask(server, *parts, seed=5 + copy, temperature=1.5) for copy in range(3)]
+    assert [choice["message"]["content"] for choice in several["choices"]] == [text_of(each) for each in alone]
+    assert (
+        several["usage"]["prompt_tokens_details"]["image_tokens"]
+        == (alone[0]["usage"]["prompt_tokens_details"]["image_tokens"])
+    )
+    assert len(several["choices"][2]["logprobs"]["content"]) == 8
+
+
 def test_native_requests_take_images_in_every_form(server: Server) -> None:
     one, two = (base64.b64encode(file_of(picture(60 + at, 50))).decode() for at in range(2))
     params = {"max_new_tokens": 4, "temperature": 0}

@@ -90,6 +90,8 @@ def test_hits_queries_and_evictions_are_counted_in_tokens() -> None:
     assert inside.stats is not None
     assert (inside.stats.cache_queries_tokens, inside.stats.cache_hit_tokens) == (123, 40)
     assert inside.stats.evicted_tokens == (10 + 11 - 12) * 4
+    assert inside.stats.missed_tokens == {"absent": 80, "tombstone": 0, "page_rounding": 3}
+    assert sum(inside.stats.eviction_counts) > 0
 
 
 def test_the_time_from_a_cancel_to_free_pages_is_counted_once_for_each_cancelled_request() -> None:

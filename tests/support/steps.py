@@ -96,7 +96,9 @@ class Steps:
     def __init__(self, plan: RuntimePlan, rundir: Path, rank: int = 0, picks: Picks | None = None) -> None:
         runner = start(plan, rundir, rank, lambda done, total: None, picks).runner
         self.plan, self.recorder = plan, Recorder(runner.model)
-        self.runner = Runner(self.recorder, runner.kv, runner.rows, runner.ops, runner.images, runner.proposer)
+        self.runner = Runner(
+            self.recorder, runner.kv, runner.rows, runner.ops, runner.images, runner.proposer, runner.grammars
+        )
         self.step = 0
         self.logits: dict[int, list[Tensor]] = {}
         self.tokens: dict[int, list[int]] = {}

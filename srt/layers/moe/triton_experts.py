@@ -118,7 +118,7 @@ class TritonExperts:
         self._gpu = gpu
         self._hopper = gpu is not None and gpu.capability[0] == HOPPER
         self._kind = KINDS[weights.name]
-        self._beside: torch.cuda.Stream | None = None
+        self._other: torch.cuda.Stream | None = None
         self.width_multiple = COLUMNS if self._kind == NVFP4 else 1
 
     def refuses(self, shape: ExpertShape) -> str | None:
@@ -146,18 +146,18 @@ class TritonExperts:
         if not hidden.is_cuda:
             pairs, dense = self._pairs(hidden, choice, experts), self.run_shared(hidden, shared)
             return self._combine(pairs, choice, experts.shape, dense)
-        here, beside = torch.cuda.current_stream(), self._stream()
-        beside.wait_stream(here)
-        with torch.cuda.stream(beside):
+        here, other = torch.cuda.current_stream(), self._stream()
+        other.wait_stream(here)
+        with torch.cuda.stream(other):
             dense = self.run_shared(hidden, shared)
         pairs = self._pairs(hidden, choice, experts)
-        here.wait_stream(beside)
+        here.wait_stream(other)
         return self._combine(pairs, choice, experts.shape, dense)
 
     def _stream(self) -> torch.cuda.Stream:
-        if self._beside is None:
-            self._beside = torch.cuda.Stream()
-        return self._beside
+        if self._other is None:
+            self._other = torch.cuda.Stream()
+        return self._other
 
     def pack_shared(self, shared: StoredExperts, shape: ExpertShape) -> PackedExperts:
         return PackedExperts(shape, packed(PLAIN, "gate_up", shared.gate_up) | packed(PLAIN, "down", shared.down))
@@ -166,8 +166,9 @@ class TritonExperts:
         """[T, H] -> [T, H]."""
         if not hidden.shape[0]:
             return torch.empty_like(hidden)
-        tiles = dense_tiles(hidden.shape[0], self._hopper)
-        plan = unsorted(hidden, DENSE, -(-hidden.shape[0] // tiles.rows), tiles.rows)
+        tokens = hidden.shape[0]
+        tiles = dense_tiles(tokens, self._hopper)
+        plan = unsorted(hidden, DENSE, -(-tokens // tiles.rows), tiles.rows)
         inner = gate_up(PLAIN, hidden, shared, plan, tiles.gate_up, 1)
         return down(PLAIN, inner, shared, plan, tiles.down)
 

@@ -58,29 +58,34 @@ _NVFP4: Final = (
     (40, Tiles(64, Tile(128, 64, 8, 4, joined=True), Tile(256, 128, 8, 3, joined=True))),
     (80, Tiles(128, Tile(128, 64, 8, 4, joined=True), Tile(128, 64, 4, 4, joined=True))),
 )
-DENSE_NARROW: Final = 64
+_DENSE: Final = (
+    (0, Tiles(16, Tile(64, 128, 4, 3, shares=4), Tile(64, 128, 4, 4))),
+    (5, Tiles(16, Tile(32, 128, 4, 4), Tile(32, 128, 4, 4))),
+    (65, Tiles(64, Tile(64, 64, 4, 4), Tile(64, 64, 4, 4))),
+)
+"""One expert that every token uses: small while tokens are few, so that there are programs enough."""
 DENSE_WIDE: Final = 512
+"""Tokens beyond which it has the tiles of routed experts."""
 TABLE: Final = {0: _PLAIN, 1: _FP8, 2: _NVFP4}
 """By `KIND` of the kernels: (pairs an expert from which on, tiles), growing."""
 
 
 def tiles_for(kind: int, pairs: int, experts: int, hopper: bool) -> Tiles:
-    """The tiles for this many pairs spread over this many experts.
-
-    Elsewhere than on Hopper two stages, no more than 48 KiB each, without its way of loading.
-    """
+    """The tiles for this many pairs spread over this many experts."""
     share = pairs / experts
-    found = [tiles for least, tiles in TABLE[kind] if least <= share][-1]
-    if hopper:
-        return found
-    gate_up, down = (replace(tile, stages=2, tma=False) for tile in (found.gate_up, found.down))
-    return Tiles(found.rows, gate_up, down)
+    return _fitting([tiles for least, tiles in TABLE[kind] if least <= share][-1], hopper)
 
 
 def dense_tiles(tokens: int, hopper: bool) -> Tiles:
-    """The tiles of one expert that every token uses: small while tokens are few, so that there are programs enough."""
+    """The tiles of one expert that every token uses."""
     if tokens > DENSE_WIDE:
         return tiles_for(0, tokens, 1, hopper)
-    tile = Tile(64, 64, 4, 4) if tokens > DENSE_NARROW else Tile(32, 128, 4, 4)
-    tile = tile if hopper else replace(tile, stages=2)
-    return Tiles(64 if tokens > DENSE_NARROW else 16, tile, tile)
+    return _fitting([tiles for least, tiles in _DENSE if least <= tokens][-1], hopper)
+
+
+def _fitting(tiles: Tiles, hopper: bool) -> Tiles:
+    """Elsewhere than on Hopper two stages, no more than 48 KiB each, without its way of loading."""
+    if hopper:
+        return tiles
+    gate_up, down = (replace(tile, stages=2, tma=False) for tile in (tiles.gate_up, tiles.down))
+    return Tiles(tiles.rows, gate_up, down)

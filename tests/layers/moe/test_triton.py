@@ -106,10 +106,10 @@ def test_any_number_of_tokens_is_computed(name: str, tokens: int) -> None:
 def test_one_token_among_many_experts_is_computed_by_programs_that_share_its_columns(
     name: str, dtype: torch.dtype
 ) -> None:
-    weights, shape = FORMATS[name][0], ExpertShape(64, 512, 128, LIMIT)
-    experts, choice = lopsided(weights, shape), ragged_choice(1, 64, 4)
+    weights, shape = FORMATS[name][0], ExpertShape(36, 512, 128, LIMIT)
+    experts, choice = lopsided(weights, shape), ragged_choice(1, 36, 4)
     x = torch.randn(1, 512, device=DEVICE).to(dtype)
-    tile = tiles_for(0 if name == "bf16" else 1 if name == "fp8" else 2, 4, 64, hopper=True).gate_up
+    tile = tiles_for(0 if name == "bf16" else 1 if name == "fp8" else 2, 4, 36, hopper=True).gate_up
     assert (tile.shares > 1) == (name == "nvfp4") and 512 % (tile.shares * tile.step) == 0
     runner = runner_of(weights)
     found = runner.run(x, choice, runner.pack(experts, shape))
@@ -163,14 +163,15 @@ def test_experts_of_other_ranks_add_nothing(name: str) -> None:
     assert error(found, truth(experts, shape, weights, x, local)) < 5e-3
 
 
-def test_the_shared_expert_is_added_before_the_one_rounding() -> None:
+@pytest.mark.parametrize(("tokens", "hidden"), [(1, 512), (3, 72), (11, 72), (70, 72)])
+def test_the_shared_expert_is_added_before_the_one_rounding(tokens: int, hidden: int) -> None:
     weights = Plain(torch.bfloat16)
-    shape, alone = ExpertShape(4, 72, 40, LIMIT), ExpertShape(1, 72, 24, 0.4)
-    experts, shared, choice = lopsided(weights, shape), lopsided(weights, alone), ragged_choice(11, 4, 2)
-    x = torch.randn(11, 72, device=DEVICE).bfloat16()
+    shape, alone = ExpertShape(4, hidden, 40, LIMIT), ExpertShape(1, hidden, 24, 0.4)
+    experts, shared, choice = lopsided(weights, shape), lopsided(weights, alone), ragged_choice(tokens, 4, 2)
+    x = torch.randn(tokens, hidden, device=DEVICE).bfloat16()
     runner = runner_of(weights)
     found = runner.run_with_shared(x, choice, runner.pack(experts, shape), runner.pack_shared(shared, alone))
-    one = Choice(torch.zeros(11, 1, dtype=torch.int32, device=DEVICE), torch.ones(11, 1, device=DEVICE))
+    one = Choice(torch.zeros(tokens, 1, dtype=torch.int32, device=DEVICE), torch.ones(tokens, 1, device=DEVICE))
     expected = truth(experts, shape, weights, x, choice) + truth(shared, alone, weights, x, one)
     assert error(found, expected) < 1e-2
 
