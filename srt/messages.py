@@ -42,6 +42,7 @@ from srt.payloads import SamplingSpec as SamplingSpec
 from srt.payloads import SpeculationCounts as SpeculationCounts
 from srt.payloads import StopSpec as StopSpec
 from srt.payloads import TextPrompt as TextPrompt
+from srt.payloads import ThinkingBudget as ThinkingBudget
 from srt.payloads import Timing as Timing
 from srt.payloads import TokenPrompt as TokenPrompt
 from srt.payloads import joined as joined

@@ -40,6 +40,15 @@ class LogprobSpec(Message, frozen=True):
     """At least 1: nothing is known before the first token. None: the prompt is not looked at."""
 
 
+class ThinkingBudget(Message, frozen=True):
+    """How long a request that begins within its reasoning may think: after `tokens` tokens of its answer, if none of
+    `end_ids` is among them, `close_id` comes."""
+
+    tokens: int
+    close_id: int
+    end_ids: tuple[int, ...]
+
+
 class SamplingSpec(Message, frozen=True):
     """How the worker turns logits into a token.
 
@@ -66,6 +75,7 @@ class SamplingSpec(Message, frozen=True):
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Pairs of id and what is added to its logit, no id twice."""
     logprobs: LogprobSpec | None = None
+    thinking: ThinkingBudget | None = None
 
 
 class StopSpec(Message, frozen=True):
@@ -191,6 +201,8 @@ class SamplingParams(Message, frozen=True):
     repetition_penalty: float | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: LogprobParams | None = None
+    thinking_budget: int | None = None
+    """Most tokens of reasoning."""
     constraint: Constraint | None = None
 
 

@@ -118,6 +118,9 @@ FIELDS: Final[tuple[Field, ...]] = (
     _honoured(
         "stop_regex", "spc", "at most 32 expressions (RE2) of at most 256 bytes that end the answer; they stay in it"
     ),
+    _honoured("max_thinking_tokens", "gspc", "most tokens of reasoning; then the model has to say something"),
+    _honoured("thinking_budget", "spc", "the same"),
+    _honoured("thinking_token_budget", "spc", "the same"),
     _honoured("ignore_eos", "spc", "go on after an end-of-sequence token"),
     _honoured("skip_special_tokens", "spcd", "leave special tokens out of the text; default true"),
     _honoured("no_stop_trim", "spc", "leave the stop text in the answer"),
@@ -245,8 +248,6 @@ FIELDS: Final[tuple[Field, ...]] = (
     _neutral("custom_logit_processor", "gpc", "no code from clients", ""),
     _neutral("logits_processors", "pc", "no code from clients", []),
     _neutral("lora_path", "gpc", "no adapters", ""),
-    _neutral("max_thinking_tokens", "gspc", "not supported yet"),
-    _neutral("thinking_token_budget", "pc", "not supported yet"),
     _neutral("truncate_prompt_tokens", "pct", "prompts are never truncated"),
     _noted("truncation_side", "pct", "prompts are never truncated"),
     _neutral("return_hidden_states", "gpc", "not supported", False),

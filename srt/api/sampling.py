@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, TypeVar
 
 from srt.api.bodies import ChatBody, CompletionBody, GenerateBody, SharedSampling, invalid, shown
+from srt.errors import ErrorCode, ServingError
 from srt.messages import LogprobParams
 
 MAX_N: Final = 128
@@ -52,6 +53,25 @@ def logit_bias(given: dict[str, float] | None, vocab_size: int) -> tuple[tuple[i
             raise invalid(f"'logit_bias' of token {key} is {bias}, it must be between -100 and 100", "logit_bias")
         biases[int(key)] = bias
     return tuple(sorted(biases.items()))
+
+
+def thinking_budget(body: SharedSampling, more: int | None, *, known: bool) -> int | None:
+    """Most tokens of reasoning, under one of its names; `more` is one from elsewhere in the body. `known`: the server
+    knows where reasoning ends."""
+    names = ("max_thinking_tokens", "thinking_budget", "thinking_token_budget")
+    values = (body.max_thinking_tokens, body.thinking_budget, body.thinking_token_budget)
+    given = [(name, value) for name, value in (*zip(names, values, strict=True), (names[0], more)) if value is not None]
+    if not given:
+        return None
+    name, budget = given[0]
+    if len(given) > 1:
+        raise invalid(f"'{name}' and '{given[1][0]}' are one thing under two names: send one of them", given[1][0])
+    if not 0 <= budget < 1 << 31:
+        raise invalid(f"'{name}' is {budget}, it must be between 0 and {(1 << 31) - 1}", name)
+    if not known:
+        text = f"'{name}' is not supported: the server knows no format of reasoning for this model (--reasoning-parser)"
+        raise ServingError(ErrorCode.UNSUPPORTED_FIELD, text, name)
+    return budget
 
 
 def stop_regexes(given: str | list[str] | None) -> tuple[str, ...]:

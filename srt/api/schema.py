@@ -32,6 +32,7 @@ from srt.api.sampling import (
     logit_bias,
     native_logprobs,
     stop_regexes,
+    thinking_budget,
     timeout_ms,
 )
 from srt.api.tools import Choice, call_constraint, reading_of
@@ -124,7 +125,8 @@ class Schema:
         logprobs = native_logprobs(body, len(prompts), self._vocab_size)
         shared = bodies.count(bodies[0]) == len(bodies)
         thinks = body.require_reasoning or False
-        sampling = [self._native_sampling(entry, thinks=thinks) for entry in (bodies[:1] if shared else bodies)]
+        budget = body.max_thinking_tokens
+        sampling = [self._native_sampling(entry, budget, thinks=thinks) for entry in (bodies[:1] if shared else bodies)]
         if body.return_logprob:
             params = sampling * len(prompts) if shared else sampling
             sampling = [
@@ -244,7 +246,7 @@ class Schema:
 
     # --- sampling ---------------------------------------------------------------------------------------
 
-    def _native_sampling(self, body: SamplingBody, *, thinks: bool) -> SamplingParams:
+    def _native_sampling(self, body: SamplingBody, budget: int | None, *, thinks: bool) -> SamplingParams:
         params = self._sampling(
             body,
             new_tokens=(body.max_new_tokens, "max_new_tokens", NATIVE_NEW_TOKENS),
@@ -252,6 +254,7 @@ class Schema:
             least_tokens=(body.min_new_tokens, "min_new_tokens"),
             seed=(body.sampling_seed, "sampling_seed"),
             no_stop_trim=body.no_stop_trim or False,
+            budget=budget,
         )
         return msgspec.structs.replace(params, constraint=native_constraint(body, after_thinking=thinks))
 
@@ -276,6 +279,7 @@ class Schema:
         least_tokens: tuple[int | None, str],
         seed: tuple[int | None, str],
         no_stop_trim: bool,
+        budget: int | None = None,
     ) -> SamplingParams:
         most, most_field, usual = new_tokens
         least, least_field = least_tokens
@@ -312,6 +316,7 @@ class Schema:
             presence_penalty=body.presence_penalty or 0.0,
             repetition_penalty=body.repetition_penalty,
             logit_bias=logit_bias(body.logit_bias, self._vocab_size),
+            thinking_budget=thinking_budget(body, budget, known=self._formats.reasoning is not None),
         )
 
     def _stop_ids(self, ids: list[int]) -> tuple[int, ...]:

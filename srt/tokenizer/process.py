@@ -210,6 +210,10 @@ class TokenizerProcess:
             packed, spans = self.images.place(self.packed_ids(request.prompt), pictures)
             prompt_tokens = len(packed) // _BYTES_PER_ID
             sampling, stop = self.resolver.resolve(request.sampling, prompt_tokens)
+            thinks, with_tools = self.thinking.is_open(packed), has_tools(request.prompt)
+            sampling = self.thinking.limited(
+                sampling, request.sampling.thinking_budget, is_open=thinks, with_tools=with_tools
+            )
             wanted = request.sampling.logprobs
             answer = Answer(
                 request.rid,
@@ -221,9 +225,7 @@ class TokenizerProcess:
                 images=len(spans),
                 image_tokens=sum(span.tokens for span in spans),
                 scores=None if wanted is None else Scores(wanted, packed, self.vocabulary),
-                reasoning=self.thinking.count(
-                    is_open=self.thinking.is_open(packed), with_tools=has_tools(request.prompt)
-                ),
+                reasoning=self.thinking.count(is_open=thinks, with_tools=with_tools),
             )
         except ServingError as error:
             self.images.release(request.rid)

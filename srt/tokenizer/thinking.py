@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
+
 from srt.formats.description import TextFormat
-from srt.messages import Constraint
+from srt.messages import Constraint, SamplingSpec, ThinkingBudget
 from srt.tokenizer.vocabulary import Vocabulary
 
 BYTES_PER_ID: Final = 4
@@ -78,12 +80,22 @@ class Thinking:
         """The token behind which a constraint begins after this prompt; None: it holds from the first one."""
         return self.close_id if constraint.after_thinking and self.is_open(packed) else constraint.after_token
 
+    def limited(self, sampling: SamplingSpec, tokens: int | None, *, is_open: bool, with_tools: bool) -> SamplingSpec:
+        """Sampling of a request whose reasoning, if its prompt opens one, has at most so many tokens."""
+        if tokens is None or self.close_id is None or not is_open:
+            return sampling
+        budget = ThinkingBudget(tokens, self.close_id, self._ends(with_tools=with_tools))
+        return msgspec.structs.replace(sampling, thinking=budget)
+
+    def _ends(self, *, with_tools: bool) -> tuple[int, ...]:
+        ends = (self.close_id, self._call_id) if with_tools else (self.close_id,)
+        return tuple(end for end in ends if end is not None)
+
     def count(self, *, is_open: bool, with_tools: bool) -> ReasoningCount | None:
         """A count for an answer; a call ends the reasoning where there are tools to be called."""
         if self.close_id is None:
             return None
-        ends = (self.close_id, self._call_id) if with_tools else (self.close_id,)
-        return ReasoningCount((end for end in ends if end is not None), is_open=is_open)
+        return ReasoningCount(self._ends(with_tools=with_tools), is_open=is_open)
 
     def ended(self, text: str) -> str:
         """A rendered prompt with its reasoning ended before it has begun."""

@@ -1,4 +1,4 @@
-"""What requests change in logits before anything is drawn: penalties, biases, tokens that must not come yet.
+"""What requests change in logits before anything is drawn: penalties, biases, tokens that must not come yet, or must.
 
 A row's edits are a function of its sampling settings and of the tokens before the one to draw, guesses included. They
 are collected on the host as single places of the logits [L, V] and applied on whatever device these are.
@@ -7,7 +7,7 @@ are collected on the host as single places of the logits [L, V] and applied on w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,9 +56,11 @@ class LogitEdits:
     """The number is added."""
     barred: Places = field(default_factory=Places)
     """Becomes minus infinity."""
+    forced: Places = field(default_factory=Places)
+    """All others of the row become minus infinity."""
 
     def __bool__(self) -> bool:
-        return any(places.rows for places in (self.repeated, self.used, self.biased, self.barred))
+        return any(places.rows for places in (self.repeated, self.used, self.biased, self.barred, self.forced))
 
     def apply(self, logits: Tensor) -> Tensor:
         """The edited logits [L, V] in float32; those given may be overwritten."""
@@ -76,6 +78,10 @@ class LogitEdits:
         if self.barred.rows:
             index, _ = self.barred.on(logits.device)
             logits[index] = -torch.inf
+        if self.forced.rows:
+            index, _ = self.forced.on(logits.device)
+            logits[index[0]] = -torch.inf
+            logits[index] = 0.0
         return logits
 
 
@@ -132,6 +138,14 @@ class RowEdits:
         self._barred = np.array(sampling.suppressed_ids if sampling.min_new_tokens else (), np.int64)
         self._biased = np.array([token for token, _ in sampling.logit_bias], np.int64)
         self._bias = np.array([bias for _, bias in sampling.logit_bias], np.float32)
+        self._budget = sampling.thinking if self._goes_on(tokens[prompt_tokens:].tolist()) else None
+        """While the row thinks: how long it may."""
+        self._prompt_tokens = prompt_tokens
+
+    def _goes_on(self, tokens: Iterable[int]) -> bool:
+        """Whether reasoning that came to these tokens goes on behind them."""
+        budget = self._sampling.thinking
+        return budget is not None and not any(token in budget.end_ids for token in tokens)
 
     @staticmethod
     def wanted(sampling: SamplingSpec) -> bool:
@@ -142,17 +156,19 @@ class RowEdits:
             or sampling.presence_penalty
             or sampling.logit_bias
             or (sampling.min_new_tokens and sampling.suppressed_ids)
+            or sampling.thinking is not None
         )
 
     def collect(self, edits: LogitEdits, first: int, tokens: Ints, guesses: int) -> None:
         """Add the edits of `guesses + 1` rows of logits from row `first` on: those behind `tokens`, which end with as
         many guesses; the first of these rows follows the last token that is no guess."""
         known = len(tokens) - guesses
-        if self._everything is not None or self._answer is not None:
+        if self._everything is not None or self._answer is not None or self._budget is not None:
             news = tokens[self._counted : known].tolist()
             for seen in (self._everything, self._answer):
                 if seen is not None:
                     seen.add(news)
+            self._budget = self._budget if self._goes_on(news) else None
             self._counted = known
         ahead: list[int] = tokens[known:].tolist()
         for offset in range(guesses + 1):
@@ -171,3 +187,6 @@ class RowEdits:
             edits.biased.add(row, self._biased, self._bias)
         if position < self._free_from and len(self._barred):
             edits.barred.add(row, self._barred, np.zeros(len(self._barred), np.float32))
+        budget = self._budget
+        if budget is not None and position >= self._prompt_tokens + budget.tokens and self._goes_on(guesses):
+            edits.forced.add(row, np.array([budget.close_id], np.int64), np.zeros(1, np.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import anthropic
@@ -146,3 +147,19 @@ def test_errors_are_the_clients_own_exceptions(client: anthropic.Anthropic) -> N
     ):
         with pytest.raises(anthropic.BadRequestError, match=word):
             client.messages.create(**({"model": MODEL, "max_tokens": 1, "messages": ask("x")} | wrong))
+
+
+def test_the_text_can_be_held_to_a_schema_and_calls_can_be_required(client: anthropic.Anthropic) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    form: Any = {"format": {"type": "json_schema", "schema": schema | {"additionalProperties": False}}}
+    question = ask("What is 17 + 25?")
+    held = client.messages.create(**GREEDY, messages=question, output_config=form)
+    assert isinstance(json.loads(content(held)[0]["text"])["n"], int)
+    called = client.messages.create(**GREEDY, messages=question, tools=[ADD], tool_choice={"type": "any"})
+    assert (called.stop_reason, called.content[0].type) == ("tool_use", "tool_use")
+
+
+def test_a_last_message_of_the_assistant_is_continued(client: anthropic.Anthropic) -> None:
+    turns: Any = [*ask("Count from 1 to 9."), {"role": "assistant", "content": "1 2 3"}]
+    continued = client.messages.create(**GREEDY, messages=turns, thinking=SHOWN)
+    assert content(continued) == [{"type": "text", "text": " 4 5 6 7 8 9", "citations": None}]

@@ -48,7 +48,7 @@ def client(server: Server) -> openai.OpenAI:
 def create(client: openai.OpenAI, messages: list[Any], **options: Any) -> Any:
     """Whatever a greedy call returns."""
     make: Any = client.chat.completions.create
-    return make(model="builtin:tiny", messages=messages, temperature=0, **options)
+    return make(**({"model": "builtin:tiny", "messages": messages, "temperature": 0} | options))
 
 
 def answer(client: openai.OpenAI, messages: list[dict[str, Any]], **options: Any) -> Choice:
@@ -161,6 +161,28 @@ def test_a_call_without_thinking_begins_at_once(client: openai.OpenAI) -> None:
     found = answer(client, [question], tools=[ADD], tool_choice="required", reasoning_effort="none", max_tokens=300)
     assert found.message.tool_calls
     assert found.message.model_dump()["reasoning_content"] is None
+
+
+@pytest.mark.parametrize("name", ["thinking_budget", "max_thinking_tokens", "thinking_token_budget"])
+def test_a_model_thinks_no_more_than_its_budget(client: openai.OpenAI, name: str) -> None:
+    question = [{"role": "user", "content": "Sort these numbers: 41 7 93 5"}]
+    free = create(client, question, reasoning_effort="high")
+    assert free.usage.completion_tokens_details.reasoning_tokens > 12
+    cut = create(client, question, reasoning_effort="high", extra_body={name: 5, "return_token_ids": True})
+    assert cut.choices[0].finish_reason == "stop"
+    assert cut.usage.completion_tokens_details.reasoning_tokens == 6, "five, and the one that ends it"
+    assert thought(free.choices[0]).startswith(thought(cut.choices[0]))
+    assert (
+        cut.choices[0].token_ids[:5]
+        == create(client, question, reasoning_effort="high", extra_body={"return_token_ids": True})
+        .choices[0]
+        .token_ids[:5]
+    )
+    same = create(client, question, reasoning_effort="high", extra_body={name: 4000})
+    assert same.choices[0].message == free.choices[0].message
+    none = create(client, question, extra_body={name: 0}, temperature=1)
+    assert none.usage.completion_tokens_details.reasoning_tokens == 1
+    assert none.choices[0].message.reasoning_content is None
 
 
 def test_an_answer_can_be_sent_back_as_it_came(client: openai.OpenAI) -> None:

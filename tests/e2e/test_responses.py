@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import openai
@@ -149,3 +150,22 @@ def test_what_is_forgotten_or_wrong_is_told_as_the_clients_exceptions(client: op
     ):
         with pytest.raises(openai.BadRequestError, match=word):
             client.responses.create(**({"model": MODEL, "input": "x"} | wrong))
+
+
+def test_the_text_can_be_held_to_a_schema_and_calls_can_be_required(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    form: Any = {
+        "format": {"type": "json_schema", "name": "number", "schema": schema | {"additionalProperties": False}}
+    }
+    asked: dict[str, Any] = {"model": MODEL, "input": "What is 17 + 25?", "temperature": 0, "max_output_tokens": 200}
+    held = client.responses.create(**asked, text=form)
+    assert isinstance(json.loads(held.output_text)["n"], int)
+    assert held.output[0].type == "reasoning"
+    called = client.responses.create(**asked, tools=[ADD], tool_choice="required")
+    assert called.output[-1].type == "function_call"
+    unthought = client.responses.create(**asked, reasoning={"effort": "none"})
+    assert [item.type for item in unthought.output] == ["message"]
+    assert unthought.usage is not None
+    assert unthought.usage.output_tokens_details.reasoning_tokens == 0
+    assert held.usage is not None
+    assert held.usage.output_tokens_details.reasoning_tokens > 0

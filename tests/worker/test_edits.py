@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from srt.configs.plan import DraftTraits
-from srt.messages import SamplingSpec
+from srt.messages import SamplingSpec, ThinkingBudget
 from srt.worker.edits import LogitEdits, RowEdits
 from tests.support.checkpoints import write_checkpoint
 from tests.support.steps import GREEDY, MTP, NO_DRAFTS, Steps, plan_for, random_ids
@@ -150,3 +150,23 @@ def test_a_row_that_starts_again_goes_on_as_if_it_never_had_stopped(tiny: Path, 
     prompt = random_ids(20, 3, 1024)
     steps.add(1, prompt + whole[:9], sampling=PENALISED, prompt_tokens=len(prompt))
     assert whole[:9] + steps.generate(1, 15)[:15] == whole
+
+
+def test_reasoning_ends_when_its_budget_is_spent_and_only_then() -> None:
+    sampling = SamplingSpec(thinking=ThinkingBudget(2, 5, (5, 4)))
+    assert RowEdits.wanted(sampling)
+    logits = torch.randn(3, 6)
+    forced = [-torch.inf] * 5 + [0.0]
+    row = RowEdits(sampling, np.array([0, 1]), 2)
+    assert torch.equal(apply(row, logits[:1], [0, 1]), logits[:1])
+    after = apply(row, logits, [0, 1, 2, 2, 3], guesses=2)
+    assert torch.equal(after[0], logits[0])
+    assert after[1:].tolist() == [forced, forced], "behind one token, and behind two and three"
+    after = apply(row, logits[:2], [0, 1, 2, 4], guesses=1)
+    assert torch.equal(after, logits[:2]), "the guess ends it"
+    assert apply(row, logits[:1], [0, 1, 2, 2]).tolist() == [forced]
+    assert torch.equal(apply(row, logits[:1], [0, 1, 2, 2, 5]), logits[:1])
+    assert torch.equal(apply(row, logits[:1], [0, 1, 2, 2, 5, 3]), logits[:1])
+    assert apply(RowEdits(sampling, np.array([0, 1, 2, 2]), 2), logits[:1], [0, 1, 2, 2]).tolist() == [forced]
+    resumed = RowEdits(sampling, np.array([0, 1, 5, 2]), 2)
+    assert torch.equal(apply(resumed, logits[:1], [0, 1, 5, 2]), logits[:1])

@@ -111,6 +111,8 @@ class Messages:
         ):
             if value is not None:
                 document[name] = value
+        if body.thinking is not None and body.thinking.budget_tokens is not None:
+            notices += (Notice("ignored_field", "'thinking.budget_tokens': how long the model thinks is not limited"),)
         request = self._chats.request(document, notices)
         # A limit beyond the context is cut to it, as clients of this API expect: they send the same one to every model.
         params = msgspec.structs.replace(

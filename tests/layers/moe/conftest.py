@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 import torch
 
+from tests.layers.moe import support
 from tests.support.triton_interpreter import use_interpreter
 
 if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
@@ -17,3 +18,9 @@ if importlib.util.find_spec("triton") is not None and not torch.cuda.is_availabl
 def seeded() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(20240607)
+
+
+@pytest.fixture
+def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests against a stand-in that computes on a CPU, wherever they run."""
+    monkeypatch.setattr(support, "DEVICE", "cpu")

@@ -28,10 +28,11 @@ from srt.layers.quant.contract import StoredWeight, WeightFormat
 from srt.layers.quant.fp8 import Fp8Blocks
 from srt.layers.quant.nvfp4 import INPUT_SCALE, MATRIX_SCALE, REACH, Nvfp4
 from srt.layers.quant.plain import Plain
-from tests.layers.moe import support
 from tests.layers.moe.support import error, lopsided, measured, ragged_choice, truth
 from tests.support import trtllm
 from tests.support.trtllm import standin
+
+pytestmark = pytest.mark.usefixtures("on_a_cpu")
 
 BLACKWELL = Gpu((10, 0))
 FORMATS: dict[str, tuple[WeightFormat, int]] = {
@@ -43,12 +44,6 @@ TOLERANCE = {"bf16": 1e-2, "fp8": 3e-3, "nvfp4": 2e-2}
 HIDDEN, EXPERTS, TOKENS, LIMIT = 256, 5, 7, 0.4
 INSTALLED = importlib.util.find_spec("flashinfer") is not None
 needs_flashinfer = pytest.mark.skipif(not INSTALLED, reason="compares with FlashInfer")
-
-
-@pytest.fixture(autouse=True)
-def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in is for CPUs, wherever the tests run."""
-    monkeypatch.setattr(support, "DEVICE", "cpu")
 
 
 def case(name: str, limit: float | None, equal: bool = True) -> tuple[StoredExperts, ExpertShape, Tensor, Choice]:

@@ -26,6 +26,8 @@ from tests.layers.moe.support import error, lopsided, measured
 from tests.layers.moe.test_trtllm import BLACKWELL
 from tests.support import trtllm, trtllm_whole
 
+pytestmark = pytest.mark.usefixtures("on_a_cpu")
+
 RECORD: dict[str, Any] = json.loads((Path(trtllm.__file__).parent / "trtllm_signatures.json").read_text())
 ENTRY_POINTS = [name for name in RECORD if name.startswith("trtllm_")]
 FORMATS: dict[str, WeightFormat] = {"bf16": Plain(torch.bfloat16), "fp8": Fp8Blocks(), "nvfp4": Nvfp4()}
