@@ -167,6 +167,14 @@ def _fitting(picks: Picks, plan: RuntimePlan) -> Picks:
     return replace(picks, attention=Pick("reference", f"the Triton kernels take no heads of size {odd[0]}"))
 
 
+def _recordable(picks: Picks, experts: Mapping[int, RunnerChoice]) -> Picks:
+    """Without graphs where something in a step waits for the GPU, as the reference backends do."""
+    waiting = {picks.attention.key, *(choice.name for choice in experts.values())} & {"reference"}
+    if picks.engine.key != "graphs" or not waiting:
+        return picks
+    return replace(picks, engine=Pick("device", "rows stay on the GPU; the reference backends cannot be recorded"))
+
+
 def build(registry: dict[str, str], pick: Pick) -> Any:
     """An instance of the class that a registry names, or that the pick names itself."""
     module, name = registry.get(pick.key, pick.key).split(":")
@@ -199,6 +207,7 @@ def start(
         family = FAMILIES[config.model_type]
         try:
             experts = _runners(config, formats, plan, group, picks.experts)
+            picks = _recordable(picks, experts)
             # Native kernels bring their own threads; waking torch's for few small calls would cost more than it saves.
             native = {picks.attention.key, picks.ops.key, *(choice.name for choice in experts.values())} == {"native"}
             torch.set_num_threads(1 if native else plan.worker_threads)
