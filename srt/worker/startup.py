@@ -99,6 +99,7 @@ class Parts:
     draft_kv: Sequence[KVLayer]
     tools: Toolkit
     images: RowImages | None
+    hidden_size: int
 
 
 Engine = Runner | DeviceRunner
@@ -247,11 +248,11 @@ def start(
             threads=plan.worker_threads,
         )
         row_images = TowerImages(kept, images.image_token_id)
-    parts = Parts(model, draft, kv[: config.text.main_layers], kv[config.text.main_layers :], tools, row_images)
-    rows = Rows(len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, drafting.drafts)
+    layers = config.text.main_layers
+    parts = Parts(model, draft, kv[:layers], kv[layers:], tools, row_images, config.text.hidden_size)
+    rows = Rows(*_row_sizes(plan))
     shelf, grammars = open_grammars(plan, rundir, rows)
-    engine = _engine(picks.engine.key, plan, device, parts, config.text.hidden_size, rows, grammars)
-    return Started(engine, facts, memory, shelf)
+    return Started(_engine(picks.engine.key, plan, device, parts, rows, grammars), facts, memory, shelf)
 
 
 def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
@@ -268,25 +269,23 @@ def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
     return device
 
 
+def _row_sizes(plan: RuntimePlan) -> tuple[int, int, int, int, int]:
+    """Groups, page size, context, rows and guesses: how large the rows' state is."""
+    return len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, plan.drafting.drafts
+
+
 def _engine(
-    kind: str,
-    plan: RuntimePlan,
-    device: torch.device,
-    parts: Parts,
-    hidden_size: int,
-    rows: Rows,
-    grammars: RowGrammars,
+    kind: str, plan: RuntimePlan, device: torch.device, parts: Parts, rows: Rows, grammars: RowGrammars
 ) -> Engine:
     """What keeps the rows and runs the steps: on the host, or on the device behind its back."""
     model, kv, ops, images = parts.model, parts.kv, parts.tools.ops, parts.images
     if kind == "host":
         guesses = build_proposer(plan, rows, parts.tools, parts.draft, parts.draft_kv)
         return Runner(model, kv, rows, ops, images, guesses, grammars)
-    sizes = len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, plan.drafting.drafts
-    device_rows = build_rows(kind)(device, *sizes)
+    device_rows = build_rows(kind)(device, *_row_sizes(plan))
     proposer: DeviceProposer = NoDeviceGuesses()
     if parts.draft is not None:
-        proposer = DeviceWindows(parts.draft, parts.draft_kv, device_rows, ops, hidden_size, parts.tools.dtype)
+        proposer = DeviceWindows(parts.draft, parts.draft_kv, device_rows, ops, parts.hidden_size, parts.tools.dtype)
     shape = (plan.drafting.drafts, plan.chunked_prefill_size) if kind == "graphs" else None
     return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape)
 
