@@ -28,7 +28,7 @@ from srt.layers.moe.placement import place
 from srt.layers.parameter import Parameters, nested
 from srt.layers.quant.registry import format_of
 from srt.layers.toolkit import Toolkit
-from srt.models.contract import DraftModel, LanguageModel
+from srt.models.contract import DraftModel, ImageEncoder, LanguageModel
 from srt.models.registry import FAMILIES
 from srt.tiles import TileFiles
 from srt.weights.files import RandomWeights, Source
@@ -237,18 +237,7 @@ def start(
         "weights": f"{_loaded(report)} in {loaded_s:.1f} s",
         "kv memory": f"{kv_bytes(kv) / 2**20:.1f} MiB in {plan.kv_dtype}{_kv_scales(plan, parameters)}",
     }
-    row_images: RowImages | None = None
-    if tower is not None and images is not None:
-        kept = ImageFeatures(
-            tower,
-            TileFiles(rundir, images),
-            images,
-            device,
-            budget_bytes=plan.server.encoder_cache_bytes,
-            threads=plan.worker_threads,
-        )
-        row_images = TowerImages(kept, images.image_token_id)
-    layers = config.text.main_layers
+    layers, row_images = config.text.main_layers, _row_images(plan, rundir, tower, device)
     parts = Parts(model, draft, kv[:layers], kv[layers:], tools, row_images, config.text.hidden_size)
     rows = Rows(*_row_sizes(plan))
     shelf, grammars = open_grammars(plan, rundir, rows)
@@ -267,6 +256,22 @@ def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     return device
+
+
+def _row_images(plan: RuntimePlan, rundir: Path, tower: ImageEncoder | None, device: torch.device) -> RowImages | None:
+    """What knows the images of rows; None for a model without a tower."""
+    images = plan.model.images
+    if tower is None or images is None:
+        return None
+    kept = ImageFeatures(
+        tower,
+        TileFiles(rundir, images),
+        images,
+        device,
+        budget_bytes=plan.server.encoder_cache_bytes,
+        threads=plan.worker_threads,
+    )
+    return TowerImages(kept, images.image_token_id)
 
 
 def _row_sizes(plan: RuntimePlan) -> tuple[int, int, int, int, int]:
@@ -311,7 +316,10 @@ def load_weights(
         source = RandomWeights(parameters, book, plan.random_seed)
     else:
         source = checkpoint_source(plan)
-    return load(parameters, book, source, progress)
+    report = load(parameters, book, source, progress)
+    if plan.device.device == "cuda":
+        torch.cuda.synchronize()  # else the time that is told for it is that of asking
+    return report
 
 
 def _runners(
