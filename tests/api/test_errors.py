@@ -67,6 +67,7 @@ REFUSED: list[tuple[str, Any, str, str | None]] = [
     (NATIVE, sampled(repetition_penalty=0), "'repetition_penalty' is 0.0, it must be above 0", "repetition_penalty"),
     (NATIVE, sampled(logit_bias={"512": 1}), "'logit_bias' names the token \"512\", token ids of", "logit_bias"),
     (NATIVE, sampled(logit_bias={"-1": 1}), "'logit_bias' names the token \"-1\"", "logit_bias"),
+    (NATIVE, sampled(logit_bias={"1" * 5000: 1}), "'logit_bias' names the token", "logit_bias"),
     (NATIVE, sampled(logit_bias={"5": 101}), "'logit_bias' of token 5 is 101.0, it must be", "logit_bias"),
     (NATIVE, {"text": ["x", "y"], "sampling_params": [{}]}, "has 1 entries for 2 prompts", "sampling_params"),
     (NATIVE, {"text": "x", "sampling_params": 3}, "'sampling_params' must be an object or a list, got 3", None),
