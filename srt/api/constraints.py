@@ -56,13 +56,13 @@ def _one(asked: list[Constraint], *, after_thinking: bool) -> Constraint | None:
 def _shared(body: SharedSampling) -> Iterator[Constraint]:
     if body.json_schema == ANY_JSON:
         yield Constraint("json_object", field="json_schema")
-    elif body.json_schema:
+    elif body.json_schema is not None:
         yield Constraint("json_schema", _json(body.json_schema), field="json_schema")
-    if body.regex:
+    if body.regex is not None:
         yield Constraint("regex", body.regex, field="regex")
-    if body.ebnf:
+    if body.ebnf is not None:
         yield Constraint("ebnf", body.ebnf, field="ebnf")
-    if body.structural_tag:
+    if body.structural_tag is not None:
         yield Constraint("structural_tag", _json(body.structural_tag), field="structural_tag")
 
 

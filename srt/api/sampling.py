@@ -46,7 +46,7 @@ def logit_bias(given: dict[str, float] | None, vocab_size: int) -> tuple[tuple[i
         raise invalid(f"'logit_bias' has {len(given)} entries, the limit is {MAX_BIASES}", "logit_bias")
     biases: dict[int, float] = {}
     for key, bias in given.items():
-        if not (key.isascii() and key.isdigit() and int(key) < vocab_size):
+        if not (key.isascii() and key.isdigit() and len(key) <= len(str(vocab_size)) and int(key) < vocab_size):
             text = f"'logit_bias' names the token {shown(key)}, token ids of this model are 0 to {vocab_size - 1}"
             raise invalid(text, "logit_bias")
         if not -100 <= bias <= 100:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
-import orjson
+import msgspec
 
 from srt.api.bodies import ChatBody, Notice, Parser
 from srt.api.fields import Body
@@ -37,7 +37,7 @@ class ChatRequests:
         Raises: ServingError as a chat completion.
         """
         try:
-            body, more = self._parser.parse(orjson.dumps(document))
+            body, more = self._parser.parse(msgspec.json.encode(document))
             request = self._service.schema.chat(body, notices + more)
         except ServingError as error:
             raise self._renamed(error) from error

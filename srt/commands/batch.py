@@ -82,6 +82,8 @@ def run(arguments: Sequence[str], environment_key: str | None = None) -> int:
     if options.concurrency < 1:
         raise StartupError(f"--concurrency is {options.concurrency}; the smallest value is 1")
     lines = read_lines(options.requests)
+    if options.answers.exists() and options.answers.samefile(options.requests):
+        raise StartupError(f"{options.answers} holds the requests; name another file for the answers")
     done = resume(options.answers)
     missing = [line for line in lines if line.custom_id not in done]
     if done:
@@ -89,7 +91,7 @@ def run(arguments: Sequence[str], environment_key: str | None = None) -> int:
     if not missing:
         return 0
     try:
-        with options.answers.open("ab") as file:
+        with _opened(options.answers) as file:
             work = answer_all(
                 missing, file, options.concurrency, options.url, options.api_key or environment_key, launch
             )
@@ -125,6 +127,13 @@ def read_lines(path: Path) -> list[Line]:
     if not lines:
         raise StartupError(f"{path} holds no requests")
     return lines
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("ab")
+    except OSError as error:
+        raise StartupError(f"{path}: {error.strerror}") from error
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:

@@ -19,7 +19,9 @@ MOST_WHITESPACE: Final = 16
 
 
 def check(constraint: Constraint) -> None:
-    """Raises: GrammarError if a constraint is larger than any grammar should be, or no JSON where it must be."""
+    """Raises: GrammarError if a constraint is empty, larger than any grammar should be, or no JSON where it must be."""
+    if not constraint.text and constraint.kind != "json_object":
+        raise GrammarError("it is empty")
     size = len(constraint.text.encode())
     if size > MAX_BYTES:
         raise GrammarError(f"it has {size} bytes, the limit is {MAX_BYTES}")

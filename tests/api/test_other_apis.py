@@ -85,3 +85,34 @@ def test_a_server_that_keeps_no_responses_says_so(model: Path) -> None:
         made = front.post("/v1/responses", RESPONSES | {"max_output_tokens": 1}).json
         assert made["store"] is False
         assert front.get(f"/v1/responses/{made['id']}").status == 404
+
+
+def test_integers_of_any_size_are_taken_or_refused_in_words(front: Front) -> None:
+    """Chat completions take them in schemas and arguments, so the APIs that are translated into them must, too."""
+    huge = 10**30
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": huge}}}
+    called = {"type": "tool_use", "id": "c1", "name": "add", "input": {"a": huge}}
+    messages = [*MESSAGES["messages"], {"role": "assistant", "content": [called]}, {"role": "user", "content": "y"}]
+    few = {"max_tokens": 2, "tools": [{"name": "add", "input_schema": schema}]}
+    assert front.post("/v1/messages", MESSAGES | few | {"messages": messages}).status == 200
+    function = {"type": "function", "name": "add", "parameters": schema}
+    body = RESPONSES | {"max_output_tokens": 2, "tools": [function]}
+    for stream in (False, True):
+        answered = front.post("/v1/responses", body | {"stream": stream})
+        assert answered.status == 200
+        assert b'"maximum":%d' % huge in answered.body
+    kept = front.post("/v1/responses", body | {"input": [{"role": "user", "content": "x", "mark": huge}]}).json
+    assert front.get(f"/v1/responses/{kept['id']}/input_items").json["data"][0]["mark"] == huge
+    for path, fields in (
+        ("/v1/messages", MESSAGES | {"top_k": huge}),
+        ("/v1/responses", RESPONSES | {"max_output_tokens": huge}),
+    ):
+        refused = front.post(path, fields)
+        assert (refused.status, str(huge) in refused.json["error"]["message"]) == (400, True)
+
+
+def test_a_page_of_input_items_has_a_number_of_items(front: Front) -> None:
+    kept = front.post("/v1/responses", RESPONSES | {"max_output_tokens": 2}).json
+    for limit in ("0", "101", "-1", "1.5", "%C2%B2", "9" * 5000):
+        refused = front.get(f"/v1/responses/{kept['id']}/input_items?limit={limit}")
+        assert (refused.status, refused.json["error"]["param"]) == (400, "limit")

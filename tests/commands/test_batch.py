@@ -95,3 +95,19 @@ def test_nobody_at_the_url_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.
     requests = write(tmp_path / "in.jsonl", chat(1))
     assert main(["batch", str(requests), str(tmp_path / "out.jsonl"), "--url", "http://127.0.0.1:9"]) == 1
     assert "the server is gone" in capsys.readouterr().err
+
+
+def test_requests_are_not_taken_for_their_own_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    requests = write(tmp_path / "in.jsonl", chat(1))
+    before = requests.read_bytes()
+    assert main(["batch", str(requests), str(tmp_path / "." / "in.jsonl")]) == 1
+    assert "holds the requests; name another file for the answers" in capsys.readouterr().err
+    assert requests.read_bytes() == before
+
+
+def test_answers_that_cannot_be_written_are_told_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = write(tmp_path / "in.jsonl", chat(1))
+    assert main(["batch", str(requests), str(tmp_path / "missing" / "out.jsonl")]) == 1
+    assert "out.jsonl: No such file or directory" in capsys.readouterr().err

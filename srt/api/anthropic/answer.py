@@ -87,7 +87,7 @@ def _content(block: Block) -> dict[str, Any]:
         case Kind.TEXT:
             return {"type": "text", "text": block.text, "citations": None}
         case Kind.CALL:
-            given = orjson.loads(block.text) if block.whole else {PARTIAL: block.text}
+            given = orjson.Fragment(block.text) if block.whole else {PARTIAL: block.text}
             return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": given}
 
 

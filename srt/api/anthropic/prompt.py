@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, assert_never
 
-import orjson
+import msgspec
 
 from srt.api.anthropic.bodies import (
     Base64Source,
@@ -118,7 +118,7 @@ def _assistant_turn(blocks: list[Block], where: str) -> dict[str, Any]:
             case Thinking(thinking=thought):
                 thoughts.append(thought)
             case ToolUse():
-                function = {"name": block.name, "arguments": orjson.dumps(block.input).decode()}
+                function = {"name": block.name, "arguments": msgspec.json.encode(block.input).decode()}
                 calls.append({"id": block.id, "type": "function", "function": function})
             case RedactedThinking():
                 raise ServingError(

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, Literal, assert_never
 
 import msgspec
-import orjson
 
 from srt.api.blocks import Block, Blocks, Closed, Grown, Kind, Move, Opened
 from srt.api.http import error_fields
@@ -128,7 +127,7 @@ class EventWriter:
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         data = {"type": f"response.{kind}", "sequence_number": next(self._numbers)} | fields
-        return b"event: response.%b\ndata: %b\n\n" % (kind.encode(), orjson.dumps(data))
+        return b"event: response.%b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode(data))
 
     def news(self, stream: Stream) -> bytes:
         """Events for what came since the last time."""

@@ -6,7 +6,6 @@ import time
 from typing import Any, Final
 
 import msgspec
-import orjson
 
 from srt.api.blocks import Blocks
 from srt.api.bodies import Notice, Parser, invalid, shown
@@ -66,12 +65,12 @@ class Responses:
             await ticket.whole()
             response = whole_response(frame, ticket.streams[0], blocks)
             self._keep(turn, response)
-            await exchange.respond_json(response)
+            await exchange.respond(msgspec.json.encode(response))
 
     def _keep(self, turn: Turn, response: dict[str, Any]) -> None:
         if turn.stored:
-            output = tuple(map(orjson.dumps, response["output"]))
-            self._store.keep(response["id"], Stored(orjson.dumps(response), turn.items, output))
+            output = tuple(map(msgspec.json.encode, response["output"]))
+            self._store.keep(response["id"], Stored(msgspec.json.encode(response), turn.items, output))
 
     async def input_tokens(self, exchange: Exchange) -> None:
         """`/v1/responses/input_tokens`: how long the prompt of such a call would be."""
@@ -108,18 +107,19 @@ class Responses:
 
     async def list_input(self, exchange: Exchange) -> None:
         """`/v1/responses/{response_id}/input_items`: the conversation that led to a response."""
-        items = [orjson.loads(item) for item in self._stored(exchange).input]
+        items = [msgspec.json.decode(item) for item in self._stored(exchange).input]
         if query(exchange, "order") != "asc":
             items.reverse()
         after = query(exchange, "after")
         if after is not None:
             items = items[[item["id"] for item in items].index(after) + 1 :] if _has(items, after) else []
         limit = query(exchange, "limit") or "20"
-        if not limit.isdigit() or not 1 <= int(limit) <= MAX_PAGE:
+        if limit not in map(str, range(1, MAX_PAGE + 1)):
             raise invalid(f"'limit' is {shown(limit)}, it must be between 1 and {MAX_PAGE}", "limit")
         page = items[: int(limit)]
         ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
-        await exchange.respond_json({"object": "list", "data": page, "has_more": len(page) < len(items)} | ends)
+        told = {"object": "list", "data": page, "has_more": len(page) < len(items)} | ends
+        await exchange.respond(msgspec.json.encode(told))
 
     def _stored(self, exchange: Exchange) -> Stored:
         name = exchange.scope["path_params"]["response_id"]
@@ -141,7 +141,7 @@ class Responses:
                     f"previous response with id {shown(body.previous_response_id)} not found, or no longer kept",
                     "previous_response_id",
                 )
-            before = [orjson.loads(item) for item in stored.input + stored.output]
+            before = [msgspec.json.decode(item) for item in stored.input + stored.output]
         return before + input_items(body.input)
 
     async def _parsed(self, exchange: Exchange) -> Turn:
@@ -173,7 +173,7 @@ class Responses:
         if request.notices:
             fields["warnings"] = [notice.text for notice in request.notices]
         frame = Frame(fields, seals_reasoning=SEALED_REASONING in include)
-        return Turn(request, frame, tuple(map(orjson.dumps, items)) if stored else (), stored)
+        return Turn(request, frame, tuple(map(msgspec.json.encode, items)) if stored else (), stored)
 
 
 def _has(items: list[dict[str, Any]], name: str) -> bool:
