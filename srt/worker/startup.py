@@ -28,7 +28,7 @@ from srt.layers.moe.placement import place
 from srt.layers.parameter import Parameters, nested
 from srt.layers.quant.registry import format_of
 from srt.layers.toolkit import Toolkit
-from srt.models.contract import DraftModel, LanguageModel
+from srt.models.contract import DraftModel, ImageEncoder, LanguageModel
 from srt.models.registry import FAMILIES
 from srt.tiles import TileFiles
 from srt.weights.files import RandomWeights, Source
@@ -99,6 +99,7 @@ class Parts:
     draft_kv: Sequence[KVLayer]
     tools: Toolkit
     images: RowImages | None
+    hidden_size: int
 
 
 Engine = Runner | DeviceRunner
@@ -167,6 +168,14 @@ def _fitting(picks: Picks, plan: RuntimePlan) -> Picks:
     return replace(picks, attention=Pick("reference", f"the Triton kernels take no heads of size {odd[0]}"))
 
 
+def _recordable(picks: Picks, experts: Mapping[int, RunnerChoice]) -> Picks:
+    """Without graphs where something in a step waits for the GPU, as the reference backends do."""
+    waiting = {picks.attention.key, *(choice.name for choice in experts.values())} & {"reference"}
+    if picks.engine.key != "graphs" or not waiting:
+        return picks
+    return replace(picks, engine=Pick("device", "rows stay on the GPU; the reference backends cannot be recorded"))
+
+
 def build(registry: dict[str, str], pick: Pick) -> Any:
     """An instance of the class that a registry names, or that the pick names itself."""
     module, name = registry.get(pick.key, pick.key).split(":")
@@ -199,6 +208,7 @@ def start(
         family = FAMILIES[config.model_type]
         try:
             experts = _runners(config, formats, plan, group, picks.experts)
+            picks = _recordable(picks, experts)
             # Native kernels bring their own threads; waking torch's for few small calls would cost more than it saves.
             native = {picks.attention.key, picks.ops.key, *(choice.name for choice in experts.values())} == {"native"}
             torch.set_num_threads(1 if native else plan.worker_threads)
@@ -227,22 +237,11 @@ def start(
         "weights": f"{_loaded(report)} in {loaded_s:.1f} s",
         "kv memory": f"{kv_bytes(kv) / 2**20:.1f} MiB in {plan.kv_dtype}{_kv_scales(plan, parameters)}",
     }
-    row_images: RowImages | None = None
-    if tower is not None and images is not None:
-        kept = ImageFeatures(
-            tower,
-            TileFiles(rundir, images),
-            images,
-            device,
-            budget_bytes=plan.server.encoder_cache_bytes,
-            threads=plan.worker_threads,
-        )
-        row_images = TowerImages(kept, images.image_token_id)
-    parts = Parts(model, draft, kv[: config.text.main_layers], kv[config.text.main_layers :], tools, row_images)
-    rows = Rows(len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, drafting.drafts)
+    layers, row_images = config.text.main_layers, _row_images(plan, rundir, tower, device)
+    parts = Parts(model, draft, kv[:layers], kv[layers:], tools, row_images, config.text.hidden_size)
+    rows = Rows(*_row_sizes(plan))
     shelf, grammars = open_grammars(plan, rundir, rows)
-    engine = _engine(picks.engine.key, plan, device, parts, config.text.hidden_size, rows, grammars)
-    return Started(engine, facts, memory, shelf)
+    return Started(_engine(picks.engine.key, plan, device, parts, rows, grammars), facts, memory, shelf)
 
 
 def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
@@ -259,25 +258,39 @@ def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
     return device
 
 
+def _row_images(plan: RuntimePlan, rundir: Path, tower: ImageEncoder | None, device: torch.device) -> RowImages | None:
+    """What knows the images of rows; None for a model without a tower."""
+    images = plan.model.images
+    if tower is None or images is None:
+        return None
+    kept = ImageFeatures(
+        tower,
+        TileFiles(rundir, images),
+        images,
+        device,
+        budget_bytes=plan.server.encoder_cache_bytes,
+        threads=plan.worker_threads,
+    )
+    return TowerImages(kept, images.image_token_id)
+
+
+def _row_sizes(plan: RuntimePlan) -> tuple[int, int, int, int, int]:
+    """Groups, page size, context, rows and guesses: how large the rows' state is."""
+    return len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, plan.drafting.drafts
+
+
 def _engine(
-    kind: str,
-    plan: RuntimePlan,
-    device: torch.device,
-    parts: Parts,
-    hidden_size: int,
-    rows: Rows,
-    grammars: RowGrammars,
+    kind: str, plan: RuntimePlan, device: torch.device, parts: Parts, rows: Rows, grammars: RowGrammars
 ) -> Engine:
     """What keeps the rows and runs the steps: on the host, or on the device behind its back."""
     model, kv, ops, images = parts.model, parts.kv, parts.tools.ops, parts.images
     if kind == "host":
         guesses = build_proposer(plan, rows, parts.tools, parts.draft, parts.draft_kv)
         return Runner(model, kv, rows, ops, images, guesses, grammars)
-    sizes = len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, plan.drafting.drafts
-    device_rows = build_rows(kind)(device, *sizes)
+    device_rows = build_rows(kind)(device, *_row_sizes(plan))
     proposer: DeviceProposer = NoDeviceGuesses()
     if parts.draft is not None:
-        proposer = DeviceWindows(parts.draft, parts.draft_kv, device_rows, ops, hidden_size, parts.tools.dtype)
+        proposer = DeviceWindows(parts.draft, parts.draft_kv, device_rows, ops, parts.hidden_size, parts.tools.dtype)
     shape = (plan.drafting.drafts, plan.chunked_prefill_size) if kind == "graphs" else None
     return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape)
 
@@ -303,7 +316,10 @@ def load_weights(
         source = RandomWeights(parameters, book, plan.random_seed)
     else:
         source = checkpoint_source(plan)
-    return load(parameters, book, source, progress)
+    report = load(parameters, book, source, progress)
+    if plan.device.device == "cuda":
+        torch.cuda.synchronize()  # else the time that is told for it is that of asking
+    return report
 
 
 def _runners(

@@ -36,6 +36,7 @@ class CpuAttention:
         self._positions = 0
 
     def begin(self, batch: ForwardBatch) -> None:
+        assert batch.table_rows is None, "the kernels take the page tables of the batch's rows"
         self._groups = [_group(batch, table) for table in batch.page_tables]
         self._positions = batch.positions.data_ptr()
 

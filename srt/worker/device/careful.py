@@ -76,7 +76,7 @@ class HostRows:
         (chosen,) = upload([places], passes.rows.device)
         sampled, kept = np.zeros(0, np.int64), None
         if len(places):
-            logits = passed.logits[chosen]
+            logits = passes.logits(passed)[chosen]
             kept = self._watches.keep(step, logits)
             columns, masks = self._rows.sampling(step), self._grammars.masks(step)
             sampled = sample(logits.float().cpu(), columns, self._ops, masks).numpy()

@@ -8,6 +8,7 @@ is filled up with nobody where the plan has fewer. What it leaves is read from t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +20,8 @@ from srt.messages import StepPlan
 from srt.worker.device.layout import layout_of, upload
 from srt.worker.device.passes import Passed, Passes
 from srt.worker.device.rows import DeviceOutcome
+
+log = logging.getLogger(__name__)
 
 FINE: Final = 8
 """Up to so many rows every number has a record; beyond, an eighth of the number may be filled up."""
@@ -66,10 +69,15 @@ class Graphs:
 
     def prepare_next(self) -> None:
         """Rehearse one more size of prompts, or else make one more record. Waits for the device."""
-        if self._prompts:
-            self._passes.rehearse(self._prompts.pop(0))
-        else:
-            self.record_next()
+        try:
+            if self._prompts:
+                self._passes.rehearse(self._prompts.pop(0))
+            else:
+                self.record_next()
+        except torch.OutOfMemoryError as error:
+            log.warning("%d shapes of steps are not recorded, the GPU is full: %s", self.left + 1, error)
+            self._prompts.clear()
+            self._left.clear()
 
     def keep(self, sizes: Container[int]) -> None:
         """Rehearse nothing more, and make no more records but those for these numbers of rows."""

@@ -24,11 +24,13 @@ from srt.worker.device.sampler import Draws, sample
 
 @dataclass(frozen=True)
 class Passed:
-    """A pass of the main model: hidden states [T, H] and wanted logits [L, V], and the windows of its guesses."""
+    """A pass of the main model: its hidden states [T, H], and the windows of the guesses behind it.
+
+    Not its logits: kept in every record, they would take gigabytes.
+    """
 
     step: DeviceStep
     hidden: Tensor
-    logits: Tensor
     windows: Layout | None
 
 
@@ -49,22 +51,26 @@ class Passes:
         """The main model over a layout's rows."""
         step = self.rows.begin(layout)
         hidden = self.model.forward(replace(step.batch, images=images), self.kv)
+        return Passed(step, hidden, windows)
+
+    def logits(self, passed: Passed) -> Tensor:
+        """The wanted logits: [L, V]."""
+        layout = passed.step.layout
         everything = len(layout.wanted) == layout.tokens
-        logits = self.model.logits(hidden if everything else hidden[layout.wanted])
-        return Passed(step, hidden, logits, windows)
+        return self.model.logits(passed.hidden if everything else passed.hidden[layout.wanted])
 
     def take_largest(self, passed: Passed) -> DeviceOutcome:
         """Every row that samples takes the largest logit."""
         step, wanted = passed.step, passed.step.layout.wanted
         if not len(wanted):
             return self.rows.end(step, wanted, wanted)
-        return self.rows.end(step, *self._ops.largest(passed.logits))
+        return self.rows.end(step, *self._ops.largest(self.logits(passed)))
 
     def draw(self, passed: Passed, draws: Draws | None) -> DeviceOutcome:
         """Rows that sample draw, or take the largest logit."""
         step, layout = passed.step, passed.step.layout
         positions = step.known[layout.wanted_rows] + layout.wanted_offsets
-        return self.rows.end(step, *sample(passed.logits, positions, draws, self._ops))
+        return self.rows.end(step, *sample(self.logits(passed), positions, draws, self._ops))
 
     def rehearse(self, tokens: int) -> None:
         """Compute a prompt of so many tokens for nobody: whatever kernels it needs are compiled then."""

@@ -13,14 +13,17 @@ from torch import Tensor
 
 from srt.configs.plan import DraftTraits
 from srt.errors import ProcessLost
+from srt.layers.moe.backends import RunnerChoice
+from srt.layers.moe.reference import ReferenceExperts
 from srt.layers.ops import TorchOps
+from srt.layers.quant.plain import Plain
 from srt.messages import LogprobSpec, PageUpdate, RowStart, SamplingSpec, StepPlan
 from srt.worker import sampler as host
 from srt.worker.device import sampler as device
 from srt.worker.device.layout import upload
 from srt.worker.device.mtp import DeviceWindows
 from srt.worker.device.runner import DeviceRunner
-from srt.worker.startup import Pick, Picks, reference_backends
+from srt.worker.startup import Pick, Picks, _recordable, reference_backends
 from tests.support.checkpoints import write_checkpoint
 from tests.support.steps import GREEDY, MTP, NO_DRAFTS, Steps, plan_for, random_ids
 
@@ -252,3 +255,13 @@ def test_draws_on_the_device_are_those_of_the_host() -> None:
     assert finite.tolist() == [1] * rows
     numbers = device.uniform(*upload([columns.seed.view(np.int64), positions], CPU))
     assert numbers.tolist() == host.uniform(columns.seed, positions).tolist()
+
+
+def test_steps_are_recorded_only_where_nothing_in_them_waits() -> None:
+    recorded = Pick("graphs", "under test")
+    fast = replace(on_host(), engine=recorded, attention=Pick("triton", "under test"))
+    experts = ReferenceExperts(Plain(torch.float32))
+    choices = {name: {3: RunnerChoice(experts, name, "")} for name in ("triton", "reference")}
+    assert _recordable(fast, choices["triton"]).engine is recorded
+    assert _recordable(fast, choices["reference"]).engine.key == "device"
+    assert _recordable(replace(on_host(), engine=recorded), choices["triton"]).engine.key == "device"
