@@ -11,32 +11,40 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from benchmarks.presets import FORMATS, PRESETS, write_preset
 from benchmarks.report import append, context, spread, table
 from srt.configs.device import read_device
 from srt.configs.models import checkpoint_directory, read_facts
 from srt.configs.plan import RuntimePlan
 from srt.configs.resolve import resolve
 from srt.configs.server import ServerConfig
+from srt.layers.gpu import current_gpu
 from srt.messages import PageUpdate, RowStart, SamplingSpec, StepPlan
-from srt.worker.runner import Runner
-from srt.worker.startup import start
+from srt.worker.device.runner import DeviceRunner
+from srt.worker.startup import DTYPES, Pick, Started, pick_backends, start
+from srt.worker.startup import Engine as Worker
 
 
 class Engine:
     """One worker's runner and the little bookkeeping that hands it rows and pages."""
 
-    def __init__(self, plan: RuntimePlan, runner: Runner, seed: int) -> None:
+    def __init__(self, plan: RuntimePlan, runner: Worker, seed: int) -> None:
         self.plan, self.runner = plan, runner
         self._rng = np.random.default_rng(seed)
         self._step = 0
+        self._under_way = 0
+        self.tokens = 0
 
-    def prefill(self, rows: int, tokens: int) -> float:
+    def prefill(self, rows: int, tokens: int, *, together: bool = False) -> float:
         """Compute prompts of `tokens` random ids on rows 0 to `rows` - 1, room for answers included. Seconds."""
         pages = -(-(tokens + self.room) // self.plan.page_size)
         starts = [RowStart(row, self._prompt(tokens), 0, tokens, SamplingSpec(temperature=0.0)) for row in range(rows)]
@@ -44,23 +52,30 @@ class Engine:
             PageUpdate(group, list(range(rows)), [0] * rows, [pages] * rows, list(range(1, rows * pages + 1)))
             for group in range(len(self.plan.groups))
         ]
+        chunk = self.plan.chunked_prefill_size
+        width = max(1, chunk // tokens) if together else 1
         begun = time.perf_counter()
-        for row in range(rows):
-            done = 0
+        for row in range(0, rows, width):
+            group, done = list(range(row, min(rows, row + width))), 0
             while done < tokens:
-                count = min(self.plan.chunked_prefill_size, tokens - done)
+                count = min(chunk, tokens - done)
                 done += count
-                self._run([row], [count], [done == tokens], starts, updates)
+                self._run(group, [count] * len(group), [done == tokens] * len(group), starts, updates)
                 starts, updates = [], []
+        self._wait(0)
         return time.perf_counter() - begun
 
     def decode(self, rows: int, steps: int) -> list[float]:
-        """Seconds of each of `steps` steps in which every row gains a token."""
-        times = []
-        for _ in range(steps):
-            begun = time.perf_counter()
-            self._run(list(range(rows)), [1] * rows, [True] * rows, [], [])
-            times.append(time.perf_counter() - begun)
+        """Seconds of each of `steps` steps in which every row gains a token, as many in flight as a server has."""
+        times, begun = [], time.perf_counter()
+        for step in range(steps):
+            drafts = [self.plan.drafting.drafts] * rows if self.plan.drafting.drafts else []
+            self._run(list(range(rows)), [1] * rows, [True] * rows, [], [], drafts)
+            if step == steps - 1:
+                self._wait(0)
+            now = time.perf_counter()
+            times.append(now - begun)
+            begun = now
         return times
 
     room = 0
@@ -70,10 +85,20 @@ class Engine:
         return self._rng.integers(16, self.plan.model.vocab_size - 32, tokens).astype("<i4").tobytes()
 
     def _run(
-        self, rows: list[int], counts: list[int], emits: list[bool], starts: list[RowStart], pages: list[PageUpdate]
-    ) -> None:
+        self, rows: list[int], counts: list[int], emits: list[bool], starts: list[RowStart], pages: list[PageUpdate],
+        drafts: list[int] | None = None,
+    ) -> None:  # fmt: skip
         self._step += 1
-        self.runner.step(StepPlan(self._step, rows, counts, emits, starts, pages))
+        self.runner.submit(StepPlan(self._step, rows, counts, emits, starts, pages, drafts=drafts or []))
+        self._under_way += 1
+        self._wait(self.plan.steps_in_flight - 1)
+
+    def _wait(self, left: int) -> None:
+        """Pick up results until no more than `left` are to come."""
+        while self._under_way > left:
+            for result in self.runner.finished():
+                self._under_way -= 1
+                self.tokens += len(result.token_ids)
 
 
 def measure(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
@@ -81,14 +106,18 @@ def measure(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
     decode, first = {}, {}
     with tqdm(total=len(args.batch) + len(args.prefill), disable=args.quiet) as bar:
         for rows in args.batch:
-            engine.room = args.steps + 8
-            engine.prefill(rows, args.prompt_tokens)
+            engine.room = (args.steps + 8) * (1 + engine.plan.drafting.drafts)
+            engine.prefill(rows, args.prompt_tokens, together=True)
             engine.decode(rows, 8)
-            decode[rows] = spread(engine.decode(rows, args.steps), 1e3)
+            tokens = engine.tokens
+            times = engine.decode(rows, args.steps)
+            decode[rows] = spread(times, 1e3)
+            decode[rows]["tokens"] = (engine.tokens - tokens) / rows / args.steps
             bar.update()
-        for tokens in args.prefill:
+        for rows, tokens in args.prefill:
             engine.room = 1
-            first[tokens] = spread([engine.prefill(1, tokens) for _ in range(args.repeats + 1)][1:], 1e3)
+            times = [engine.prefill(rows, tokens, together=True) for _ in range(args.repeats + 1)][1:]
+            first[f"{rows}x{tokens}"] = spread(times, 1e3)
             bar.update()
     return {"decode_step_ms": decode, "first_token_ms": first}
 
@@ -98,46 +127,113 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part]
 
 
-def main() -> int:
-    """Command line entry."""
+def prompts(text: str) -> list[tuple[int, int]]:
+    """ "512,4x2048" -> [(1, 512), (4, 2048)]: prompts of a step, and tokens of each."""
+    sizes = [part.rpartition("x") for part in text.split(",") if part]
+    return [(int(rows or 1), int(tokens)) for rows, _, tokens in sizes]
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", required=True, help="checkpoint directory")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model-path", help="checkpoint directory")
+    model.add_argument("--preset", choices=PRESETS, help="made-up weights of this size, experts evenly chosen")
+    parser.add_argument("--format", choices=FORMATS, default="bf16", help="of a preset's routed experts")
+    parser.add_argument("--mtp", action="store_true", help="guess ahead, with a preset's draft modules too")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default %(default)s)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or auto (default %(default)s)")
     parser.add_argument("--load-format", default="auto", help="auto, or dummy for random weights")
     parser.add_argument("--batch", type=numbers, default=[1, 4, 16], help="batch sizes to decode (default 1,4,16)")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="prompt before decoding (default %(default)s)")
     parser.add_argument("--steps", type=int, default=64, help="timed decode steps (default %(default)s)")
-    parser.add_argument("--prefill", type=numbers, default=[512, 1536], help="prompt lengths to time alone")
+    parser.add_argument("--prefill", type=prompts, default=[(1, 512), (1, 1536)], help="prompts to time alone: 4x2048")
     parser.add_argument("--repeats", type=int, default=5, help="timed prefills of each length (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="prompts follow from it (default %(default)s)")
+    parser.add_argument("--context-length", type=int, help="longest request (default: the checkpoint's)")
+    parser.add_argument("--eager", action="store_true", help="without CUDA graphs")
+    parser.add_argument("--profile", type=Path, help="write time by kernel of eight decode steps of each batch here")
     parser.add_argument("--out", type=Path, help="append the result to this file of JSON lines")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def bring_up(args: argparse.Namespace, directory: Path) -> tuple[RuntimePlan, Started, float]:
+    """Plan and start a worker; seconds that it took."""
+    begun = time.perf_counter()
+    path = args.model_path or str(write_preset(directory / "model", args.preset, args.format, mtp=args.mtp))
     server = ServerConfig(
-        model_path=args.model_path, dtype=args.dtype, load_format=args.load_format,
-        max_running_requests=max(args.batch, default=1),
+        model_path=path, dtype=args.dtype, load_format="dummy" if args.preset else args.load_format,
+        max_running_requests=max(args.batch, default=1), context_length=args.context_length, device=args.device,
+        speculative_algorithm="mtp" if args.mtp else None, random_seed=args.seed,
     )  # fmt: skip
-    plan = resolve(server, read_facts(checkpoint_directory(args.model_path)), read_device("cpu"))
+    device = read_device(args.device)
+    facts = read_facts(checkpoint_directory(path), announced=bool(args.preset))
+    plan = resolve(server, facts, device)
+    picks = None
+    if device.device == "cuda":
+        picks = pick_backends("cuda", DTYPES[plan.dtype], plan.worker_threads)
+        if args.preset:
+            picks = replace(picks, ops=Pick("benchmarks.uniform:UniformOps", "experts evenly chosen", (current_gpu(),)))
+        if args.eager:
+            picks = replace(picks, engine=Pick("device", "--eager"))
+    started = start(plan, directory, 0, lambda done, total: None, picks)
+    return plan, started, time.perf_counter() - begun
+
+
+def main() -> int:
+    """Command line entry."""
+    args = parse()
     with tempfile.TemporaryDirectory() as rundir:
-        started = start(plan, Path(rundir), 0, lambda done, total: None)
-    result = measure(Engine(plan, started.runner, args.seed), args)
-    rows = [("dtype, threads", f"{plan.dtype}, {plan.worker_threads}")]
+        plan, started, took_s = bring_up(args, Path(rundir))
+    recording = time.perf_counter()
+    if isinstance(started.runner, DeviceRunner) and started.runner.graphs is not None and args.batch:
+        started.runner.graphs.keep(args.batch)
+    while started.runner.unprepared:
+        started.runner.prepare()
+    rows = [("dtype, threads", f"{plan.dtype}, {plan.worker_threads}"), ("start", f"{took_s:.1f} s")]
+    rows.append(("recording", f"{time.perf_counter() - recording:.1f} s"))
     rows += list(started.facts.items())
+    engine = Engine(plan, started.runner, args.seed)
+    result = measure(engine, args)
     for batch, figures in result["decode_step_ms"].items():
-        rate = batch / figures["p50"] * 1e3
-        rows.append(
-            (
-                f"decode, batch {batch}",
-                f"{figures['p50']:.2f} ms a step (p99 {figures['p99']:.2f}), {rate:.0f} tokens/s",
-            )
-        )
-    for tokens, figures in result["first_token_ms"].items():
-        rows.append((f"prefill of {tokens}", f"{figures['p50']:.1f} ms to the first token"))
-    print(table(rows))
+        rate = batch * figures["tokens"] / figures["mean"] * 1e3
+        took = f"{figures['mean']:.3f} ms a step (p50 {figures['p50']:.3f}, p99 {figures['p99']:.3f})"
+        rows.append((f"decode, batch {batch}", f"{took}, {rate:.0f} tokens/s"))
+    for name, figures in result["first_token_ms"].items():
+        rows.append((f"prefill of {name}", f"{figures['p50']:.1f} ms to the first token"))
+    print(table(rows), flush=True)
+    if args.profile:
+        args.profile.write_text(by_kernel(engine, args.batch, args.prompt_tokens), encoding="utf-8")
     if args.out:
         options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-        append(args.out, {"benchmark": "step", **context(), "options": options, **result})
+        facts = {"start_s": round(took_s, 2), "facts": started.facts, "versions": versions()}
+        append(args.out, {"benchmark": "step", **context(), "options": options, **facts, **result})
     return 0
+
+
+def by_kernel(engine: Engine, batches: list[int], prompt: int) -> str:
+    """Time of the GPU by kernel over eight decode steps of each batch, in microseconds a step."""
+    found = []
+    for rows in batches:
+        engine.room = 64
+        engine.prefill(rows, prompt, together=True)
+        engine.decode(rows, 4)
+        with profile(activities=[ProfilerActivity.CUDA]) as recording:
+            engine.decode(rows, 8)
+        found.append(f"=== batch {rows}")
+        events = sorted(recording.key_averages(), key=lambda event: -event.device_time_total)
+        found += [
+            f"{one.device_time_total / 8:9.1f} us  {one.count / 8:6.1f} x  {one.key[:110]}" for one in events[:32]
+        ]
+        found.append(f"{sum(one.device_time_total for one in events) / 8:9.1f} us in all")
+    return "\n".join(found)
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on beside the commit."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"torch": torch.__version__, "cuda": str(torch.version.cuda), "gpu": gpu}
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def test_without_words_it_says_what_it_can_do() -> None:
         (["launch", "--model-path", ".", "--admin-api-key", "a b"], "--admin-api-key is not visible ASCII"),
         (["launch", "--model-path", "builtin:huge"], "no such directory; built in: builtin:tiny"),
         (["eval", "--cuont", "3"], "--cuont"),
-        (["launch", "--model-path", ".", "--device", "cuda"], "CUDA path arrives with a later version"),
+        (["launch", "--model-path", ".", "--device", "cuda"], "no NVIDIA device is there; use --device cpu"),
         (["launch", "--model-path", ".", "--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
     ],
 )

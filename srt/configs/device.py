@@ -1,30 +1,63 @@
-"""What the machine offers, read from the kernel's files, without torch."""
+"""What the machine offers: read from the kernel's files and asked of the GPU's driver, without torch."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final, NamedTuple
 
 from srt.configs.plan import DeviceFacts
 from srt.errors import StartupError
 
+DRIVER_TIMEOUT_S: Final = 20.0
 
-def read_device(asked: str, root: Path = Path("/")) -> DeviceFacts:
-    """Facts of the device that `--device` asks for: auto, cpu or cuda.
 
-    `root` is where /proc, /sys and /dev are. Raises: StartupError for cuda, which this version does not run on.
+class Gpu(NamedTuple):
+    """An NVIDIA GPU as its driver describes it."""
+
+    name: str
+    free_bytes: int
+
+
+def read_device(asked: str, root: Path = Path("/"), gpus: Callable[[], list[Gpu]] | None = None) -> DeviceFacts:
+    """Facts of the device that `--device` asks for: auto, cpu or cuda; auto takes a GPU where a driver answers.
+
+    `root` is where /proc, /sys and /dev are; `gpus` asks the driver. Raises: StartupError for cuda without a GPU.
     """
-    cuda_devices = len(list(root.glob("dev/nvidia[0-9]*")))
+    nodes = len(list(root.glob("dev/nvidia[0-9]*")))
+    found = (gpus or ask_driver)() if nodes and asked != "cpu" else []
+    cores = min(len(os.sched_getaffinity(0)), _group_cores(root))
+    if found:
+        free = min(gpu.free_bytes for gpu in found)
+        return DeviceFacts("cuda", found[0].name, memory_bytes=free, cores=cores, cuda_devices=len(found))
     if asked == "cuda":
-        there = f"{cuda_devices} NVIDIA device{'s' if cuda_devices != 1 else ''} found"
-        raise StartupError(f"--device cuda: the CUDA path arrives with a later version ({there}); use --device cpu")
+        why = "its driver does not answer (nvidia-smi)" if nodes else "no NVIDIA device is there"
+        raise StartupError(f"--device cuda: {why}; use --device cpu")
     return DeviceFacts(
         device="cpu",
         name=_processor(root),
         memory_bytes=min(_available_memory(root), _group_memory(root)),
-        cores=min(len(os.sched_getaffinity(0)), _group_cores(root)),
-        cuda_devices=cuda_devices,
+        cores=cores,
+        cuda_devices=nodes,
     )
+
+
+def ask_driver() -> list[Gpu]:
+    """The GPUs of this machine, none if nothing answers."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=DRIVER_TIMEOUT_S, check=True).stdout
+        return [_gpu(line) for line in answer.splitlines() if line.strip()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
+
+
+def _gpu(line: str) -> Gpu:
+    """ "NVIDIA H200, 143161" (MiB). Raises: ValueError for anything else."""
+    name, _, free_mib = line.rpartition(",")
+    return Gpu(name.strip(), int(free_mib) << 20)
 
 
 def _text(path: Path) -> str:

@@ -108,11 +108,17 @@ class DeviceFacts(msgspec.Struct, frozen=True):
     device: str
     name: str
     memory_bytes: int
-    """Memory that this server may fill: what is free now, within the limit of its control group."""
+    """Memory that this server may fill: what is free now, within the limit of its control group; of one GPU, the
+    fullest."""
     cores: int
     """Cores that this server may use at the same time."""
     cuda_devices: int = 0
     """NVIDIA devices that are there, used or not."""
+
+    @property
+    def kind(self) -> str:
+        """As a person says it."""
+        return "CPU" if self.device == "cpu" else "GPU"
 
 
 class GroupPlan(msgspec.Struct, frozen=True):

@@ -45,6 +45,8 @@ class PoolRequest(msgspec.Struct, frozen=True):
     page_size: int
     limits: Limits
     room: int
+    usual: int | None
+    """Bytes that are enough unless one context needs more; None: all the room."""
     asked_tokens: int | None
     asked_ratio: float | None
 
@@ -121,7 +123,7 @@ def _full_pages(request: PoolRequest) -> tuple[int, str]:
             raise StartupError(f"--max-total-tokens is {request.asked_tokens}; one page holds {page} tokens")
         return request.asked_tokens // page, "--max-total-tokens"
     ratio = 1.0 if request.asked_ratio is None else request.asked_ratio
-    budget = min(request.room, CPU_KV_BYTES)
+    budget = request.room if request.usual is None else min(request.room, request.usual)
     usual = int((budget - request.null_bytes) / (request.full_bytes + request.sliding_bytes * ratio))
     context = -(-request.limits.context // page)
     if usual >= context:

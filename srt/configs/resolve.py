@@ -22,7 +22,7 @@ from srt.configs.memory import (
     weight_parts,
 )
 from srt.configs.plan import DeviceFacts, DraftTraits, GroupPlan, KVGroupSpec, ModelFacts, RuntimePlan
-from srt.configs.pools import Limits, PoolRequest, Pools, plan_pools
+from srt.configs.pools import CPU_KV_BYTES, Limits, PoolRequest, Pools, plan_pools
 from srt.configs.server import ServerConfig
 from srt.configs.startup_table import Reasons, human, startup_table
 from srt.errors import StartupError
@@ -31,8 +31,8 @@ from srt.formats.description import STEP
 MEMORY_SHARE: Final = {"cpu": 0.9, "cuda": 0.97}
 """Share of free memory that the plan may fill. On a CPU the rest is for the processes and activations; on a GPU these
 are planned, and the rest is for what the allocator cannot use."""
-CPU_RUNNING_REQUESTS: Final = 64
-CPU_CHUNK_TOKENS: Final = 512
+RUNNING_REQUESTS: Final = {"cpu": 64, "cuda": 256}
+CHUNK_TOKENS: Final = {"cpu": 512, "cuda": 8192}
 IMAGE_PROCESSES_MAX: Final = 4
 FORMAT_OF: Final = {"step3p5": STEP.name, "step3p7": STEP.name}
 """How models write reasoning and tool calls, by `model_type`."""
@@ -44,10 +44,11 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
     Raises: StartupError, one sentence with both numbers, if the server cannot run as asked.
     """
     _check_domains(server)
+    _check_gpus(server, device)
     _check_quantization(server, model)
     _check_experts(server)
     dtype, dtype_reason = _dtype(server, model)
-    limits = _limits(server, model)
+    limits = _limits(server, model, device)
     kv_dtype = "fp8_e4m3" if server.kv_cache_dtype.startswith("fp8") else dtype
     drafting = resolve_drafting(server, model)
     groups = kv_groups(model, drafting.traits)
@@ -61,6 +62,7 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
         page_size=server.page_size,
         limits=limits,
         room=_room(server, weights, kept, dtype, device),
+        usual=CPU_KV_BYTES if device.device == "cpu" else None,
         asked_tokens=server.max_total_tokens,
         asked_ratio=server.swa_full_tokens_ratio,
     )
@@ -129,6 +131,11 @@ def _check_ranks(server: ServerConfig, groups: tuple[KVGroupSpec, ...]) -> None:
             )
 
 
+def _check_gpus(server: ServerConfig, device: DeviceFacts) -> None:
+    if device.device == "cuda" and server.tp_size > device.cuda_devices:
+        raise StartupError(f"--tp-size is {server.tp_size}; {device.cuda_devices} GPUs are there")
+
+
 def _check_domains(server: ServerConfig) -> None:
     for domain in server.media_domains:
         if not re.fullmatch(r"[\w.-]+", domain):
@@ -183,7 +190,7 @@ def _dtype(server: ServerConfig, model: ModelFacts) -> tuple[str, str]:
     return "bfloat16", f"the checkpoint's {model.dtype} is not computed in"
 
 
-def _limits(server: ServerConfig, model: ModelFacts) -> Limits:
+def _limits(server: ServerConfig, model: ModelFacts, device: DeviceFacts) -> Limits:
     asked, chunk = server.context_length, server.chunked_prefill_size
     if asked is not None and asked > model.context_length:
         raise StartupError(f"--context-length is {asked}; the checkpoint's positions end at {model.context_length}")
@@ -192,8 +199,8 @@ def _limits(server: ServerConfig, model: ModelFacts) -> Limits:
     context = asked or model.context_length
     return Limits(
         context=context,
-        running=server.max_running_requests or CPU_RUNNING_REQUESTS,
-        chunk=context if chunk == -1 else min(chunk or CPU_CHUNK_TOKENS, context),
+        running=server.max_running_requests or RUNNING_REQUESTS[device.device],
+        chunk=context if chunk == -1 else min(chunk or CHUNK_TOKENS[device.device], context),
         in_flight=1 if server.disable_overlap_schedule else 2,
     )
 

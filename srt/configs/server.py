@@ -153,7 +153,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
             peer_names=("--max-num-seqs",),
             minimum=1,
             maximum=4096,
-            unset="64 on a CPU",
+            unset="64 on a CPU, 256 on a GPU",
         ),
     ] = None
     max_queued_requests: Annotated[
@@ -252,7 +252,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
             unit="tokens",
             peer_names=("--max-num-batched-tokens",),
             minimum=-1,
-            unset="512 on a CPU",
+            unset="512 on a CPU, 8192 on a GPU",
         ),
     ] = None
     schedule_policy: Annotated[
@@ -298,7 +298,9 @@ class ServerConfig(msgspec.Struct, frozen=True):
         ),
     ] = 256 << 20
 
-    device: Annotated[str, Option(EXECUTION, "Where the model runs.", choices=("auto", "cpu", "cuda"))] = "auto"
+    device: Annotated[
+        str, Option(EXECUTION, "Where the model runs; auto is a GPU if there is one.", choices=("auto", "cpu", "cuda"))
+    ] = "auto"
     tp_size: Annotated[
         int,
         Option(

@@ -49,7 +49,8 @@ def _kv_reason(plan: RuntimePlan) -> str:
 
 def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
     server, device = plan.server, plan.device
-    idle = f"; {device.cuda_devices} NVIDIA device(s) unused, this version runs on a CPU" if device.cuda_devices else ""
+    used = server.tp_size if device.device == "cuda" else 0
+    idle = f"; {device.cuda_devices - used} NVIDIA device(s) unused" if device.cuda_devices > used else ""
     asked = "--device" if server.device != "auto" else "auto"
     return [
         Choice("model", server.model_path, _model_reason(plan)),
@@ -85,10 +86,10 @@ def _model_reason(plan: RuntimePlan) -> str:
 
 def _limit_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
     server = plan.server
-    running = _flag_or(server.max_running_requests, "--max-running-requests", "default on a CPU")
+    running = _flag_or(server.max_running_requests, "--max-running-requests", f"default on a {plan.device.kind}")
     if plan.max_running_requests < reasons.running_wanted:
         running += ", cut to one page each"
-    chunk = _flag_or(server.chunked_prefill_size, "--chunked-prefill-size", "default on a CPU")
+    chunk = _flag_or(server.chunked_prefill_size, "--chunked-prefill-size", f"default on a {plan.device.kind}")
     overlap = "--disable-overlap-schedule" if server.disable_overlap_schedule else "the next step is planned ahead"
     return [
         Choice("running requests", str(plan.max_running_requests), running),

@@ -116,7 +116,7 @@ def _run_layer(
     experts = _Experts(format_of(checkpoint.formats.get(layer.index, "plain"), dtype))
     count = text.moe.experts if text.moe is not None else 0
     experts.watch(count)
-    longest = max(batch.kv_lens_list)
+    longest = int(batch.kv_lens.max())
     tools = Toolkit(
         ops=TorchOps(), linear=PlainLinear(), attention=attention, experts={layer.index: experts},
         group=TensorGroup(), dtype=dtype, positions=longest,

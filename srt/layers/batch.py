@@ -21,6 +21,10 @@ class PlacedFeatures:
 class ForwardBatch:
     """One step. A row's tokens are consecutive, in order of position; `*_list` repeat a tensor on the host.
 
+    Where the device alone knows how far rows are, `kv_lens_list` is None. A token at the front of a row that has no
+    position (its row is shorter than its share of the batch) has position 0 and a slot in the null page; what is
+    computed for it is finite and means nothing.
+
     Slots are places in a pool's flattened [pages * page_size] memory. One entry a KV group where it says so.
     """
 
@@ -33,7 +37,7 @@ class ForwardBatch:
     query_starts_list: list[int]
     kv_lens: Tensor
     """[R] int32: keys of the row once this step has stored its own."""
-    kv_lens_list: list[int]
+    kv_lens_list: list[int] | None
     page_tables: tuple[Tensor, ...]
     """Per group [R, P] int32: page of logical page j, which holds positions [j * page_size, (j + 1) * page_size)."""
     slots: tuple[Tensor, ...]
@@ -43,6 +47,8 @@ class ForwardBatch:
     page_size: int
     images: PlacedFeatures | None = None
     """None if no token of the step belongs to an image."""
+    table_rows: Tensor | None = None
+    """[R] int64: page tables hold more than this batch's rows, and these lines are theirs; None: line r is row r's."""
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,10 @@ class Ops(Protocol):
         """Index of the largest logit, the lowest one among equals: [R, V] -> [R] int64."""
         ...
 
+    def largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """`sample_greedy`, and for each row 1 if all its logits are finite, else 0: [R] int32."""
+        ...
+
 
 class TorchOps:
     """Plain torch."""
@@ -94,3 +98,7 @@ class TorchOps:
 
     def sample_greedy(self, logits: Tensor) -> Tensor:
         return logits.argmax(dim=-1)
+
+    def largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        # One number for a row: anything that is not finite makes its sum so.
+        return logits.argmax(dim=-1), logits.sum(dim=-1, dtype=torch.float32).isfinite().int()

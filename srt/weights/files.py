@@ -126,7 +126,7 @@ class Combined:
 class RandomWeights:
     """Every tensor that a model wants, drawn from a normal distribution of sane scale.
 
-    A tensor depends on the seed and its name only: all ranks see the same one.
+    A tensor depends on the seed, its name and the kind of device only: all ranks see the same one.
     """
 
     def __init__(self, parameters: Parameters, book: RuleBook, seed: int) -> None:
@@ -146,7 +146,8 @@ class RandomWeights:
             yield Item(listed.name, listed.bytes, lambda listed=listed: self._draw(listed))  # type: ignore[misc]
 
     def _draw(self, listed: Listed) -> Tensor:
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {listed.name}".encode()))
+        device = torch.get_default_device()
+        generator = torch.Generator(device).manual_seed(zlib.crc32(f"{self._seed} {listed.name}".encode()))
         if listed.dtype == torch.uint8:
             return torch.randint(0, 256, listed.shape, dtype=torch.uint8, generator=generator)
         if "scale" in listed.name:
@@ -154,7 +155,18 @@ class RandomWeights:
         spread = _spread(listed.name, listed.shape)
         if listed.dtype == torch.float8_e4m3fn:
             spread = CODE_SPREAD
-        return torch.empty(listed.shape).normal_(0.0, spread, generator=generator).to(listed.dtype)
+        if device.type == "cpu":
+            return torch.empty(listed.shape).normal_(0.0, spread, generator=generator).to(listed.dtype)
+        drawn = torch.empty(listed.shape, dtype=_drawn_in(listed.dtype))
+        drawn.normal_(0.0, spread, generator=generator)
+        if listed.dtype == torch.float8_e4m3fn:
+            drawn.clamp_(-448.0, 448.0)  # beyond, there is no code
+        return drawn.to(listed.dtype)
+
+
+def _drawn_in(dtype: torch.dtype) -> torch.dtype:
+    """What a GPU draws numbers in: as narrow as may be, for gigabytes of them are drawn."""
+    return torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
 
 
 CODE_SPREAD = 100.0

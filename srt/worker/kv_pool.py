@@ -28,7 +28,10 @@ def allocate_kv(groups: Sequence[GroupPlan], page_size: int, ranks: int, dtype: 
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeroed host memory that the system hands out page by page when it is first written; torch.zeros touches all."""
+    """Zeroed memory. On the host, the system hands it out page by page when it is first written; torch.zeros touches
+    all."""
+    if torch.get_default_device().type != "cpu":
+        return torch.zeros(shape, dtype=dtype)
     flat = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
     return torch.from_numpy(flat).view(dtype).view(shape)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import assert_never
 
@@ -16,8 +18,7 @@ from srt.messages import Phase, Progress, Ready, StartProfile, StepPlan, StopPro
 from srt.wire import Inbox, Outbox
 from srt.worker.grammar_loader import GrammarLoader
 from srt.worker.profiling import Profiler
-from srt.worker.runner import Runner
-from srt.worker.startup import start
+from srt.worker.startup import Engine, start
 
 POLL_MS = 200
 """How often an idle worker looks whether it shall stop."""
@@ -47,16 +48,20 @@ def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat) -> None:
         context.term()
 
 
-def _serve(runner: Runner, inbox: Inbox[ToWorker], scheduler: Outbox, rank: int, beat: Heartbeat) -> None:
+def _serve(runner: Engine, inbox: Inbox[ToWorker], scheduler: Outbox, rank: int, beat: Heartbeat) -> None:
     profiler = Profiler(rank)
+    steps = _Steps(runner, scheduler, rank, beat)
     while not beat.stopping:
-        if not inbox.wait(POLL_MS):
+        # A runner that works behind our back is asked again and again: a step is too short to be woken for its end.
+        if not inbox.wait(0 if runner.busy or runner.unprepared else POLL_MS):
+            profiler.steps_ended(steps.collect())
+            if not runner.busy:
+                runner.prepare()
             continue
         for message in inbox.drain():
             match message:
                 case StepPlan():
-                    _step(runner, message, scheduler, rank, beat)
-                    profiler.step_ended()
+                    profiler.steps_ended(steps.submit(message))
                 case StartProfile():
                     scheduler.send(profiler.start(message))
                 case StopProfile():
@@ -65,16 +70,41 @@ def _serve(runner: Runner, inbox: Inbox[ToWorker], scheduler: Outbox, rank: int,
                     assert_never(message)
 
 
-def _step(runner: Runner, plan: StepPlan, scheduler: Outbox, rank: int, beat: Heartbeat) -> None:
-    beat.step_begins(plan.step)
-    try:
-        result = runner.step(plan)
-    except (SrtError, RuntimeError) as error:
-        scheduler.send(WorkerFault(rank, str(error)))
-        raise
-    beat.step_ended()
-    if rank == 0:
-        scheduler.send(result)
+class _Steps:
+    """Hands plans to the runner, and results to the scheduler as they are there; both count those that ended."""
+
+    def __init__(self, runner: Engine, scheduler: Outbox, rank: int, beat: Heartbeat) -> None:
+        self._runner, self._scheduler, self._rank, self._beat = runner, scheduler, rank, beat
+        self._under_way: deque[int] = deque()
+
+    def submit(self, plan: StepPlan) -> int:
+        if not self._under_way:
+            self._beat.step_begins(plan.step)
+        self._under_way.append(plan.step)
+        with self._faults_told():
+            self._runner.submit(plan)
+        return self.collect()
+
+    def collect(self) -> int:
+        with self._faults_told():
+            results = list(self._runner.finished())
+        for result in results:
+            self._under_way.popleft()
+            if self._rank == 0:
+                self._scheduler.send(result)
+        if results and self._under_way:
+            self._beat.step_begins(self._under_way[0])
+        elif results:
+            self._beat.step_ended()
+        return len(results)
+
+    @contextmanager
+    def _faults_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (SrtError, RuntimeError) as error:
+            self._scheduler.send(WorkerFault(self._rank, str(error)))
+            raise
 
 
 def _phases(launch: Outbox, rank: int) -> Callable[[str], None]:

@@ -44,11 +44,11 @@ class Profiler:
         self._steps_left = asked.steps
         return Profiled(asked.call, self._rank, ok=True, text=str(self._file))
 
-    def step_ended(self) -> None:
-        """Count a step; the last one that was asked for ends the recording."""
-        if self._running is None:
+    def steps_ended(self, count: int) -> None:
+        """Count steps; the last one that was asked for ends the recording."""
+        if self._running is None or not self._steps_left:
             return
-        self._steps_left -= 1
+        self._steps_left = max(0, self._steps_left - count)
         if not self._steps_left:
             log.info("profile: %s", self._write())
 

@@ -228,6 +228,21 @@ class Rows:
         tokens: Ints = self._tokens[row, known : known + count]
         return tokens
 
+    def known(self, rows: Ints) -> Ints:
+        """How many tokens these rows have."""
+        known: Ints = self._host["known"][rows].copy()
+        return known
+
+    def catch_up(self, rows: Ints, state: Ints, tokens: Ints) -> None:
+        """Take over what a device knows: `state` [R, 3] is computed, known and guessed tokens of each row, `tokens`
+        [R, N] those behind the ones that are known here."""
+        places = self.known(rows)[:, None] + np.arange(tokens.shape[1])
+        inside = places < state[:, 1:].sum(axis=1)[:, None]
+        at = np.broadcast_to(rows[:, None], places.shape)[inside]
+        self._tokens[at, places[inside]] = tokens[inside]
+        for column, name in enumerate(("computed", "known", "guessed")):
+            self._host[name][rows] = state[:, column]
+
     def sampling(self, step: Step) -> SamplingColumns:
         """Settings of the logits that a step wants, in plan order."""
         emitting, positions = step.emitting, self._host["known"][step.emitting]

@@ -42,6 +42,29 @@ class Runner:
         self.grammars: RowGrammars = NoGrammars() if grammars is None else grammars
         self.watches = Watches(rows)
         self._last_step: int | None = None
+        self._results: list[StepResult] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether results are still to be picked up."""
+        return bool(self._results)
+
+    @property
+    def unprepared(self) -> bool:
+        """Whether there is work left that makes later steps faster: never."""
+        return False
+
+    def prepare(self) -> None:
+        """Nothing to prepare."""
+
+    def submit(self, plan: StepPlan) -> None:
+        """Run one plan now. Raises: ProcessLost as `step` does."""
+        self._results.append(self.step(plan))
+
+    def finished(self) -> list[StepResult]:
+        """Results that were not picked up, oldest first."""
+        results, self._results = self._results, []
+        return results
 
     def step(self, plan: StepPlan) -> StepResult:
         """Run one plan.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from srt.configs.step3p7 import Step3p7Config
 from srt.distributed import TensorGroup, join_group
 from srt.errors import StartupError
 from srt.grammar.shelf import Shelf
+from srt.layers.batch import KVLayer
 from srt.layers.cpu.build import KernelsUnavailable, default_cache
 from srt.layers.cpu.kernels import load_kernels
 from srt.layers.gpu import current_gpu
@@ -26,13 +28,18 @@ from srt.layers.moe.placement import place
 from srt.layers.parameter import Parameters, nested
 from srt.layers.quant.registry import format_of
 from srt.layers.toolkit import Toolkit
+from srt.models.contract import DraftModel, LanguageModel
 from srt.models.registry import FAMILIES
 from srt.tiles import TileFiles
 from srt.weights.files import RandomWeights, Source
 from srt.weights.load import LoadReport, load
 from srt.weights.rules import RuleBook
+from srt.worker.device.careful import HostRows
+from srt.worker.device.mtp import DeviceProposer, DeviceWindows, NoDeviceGuesses
+from srt.worker.device.rows import DeviceRows
+from srt.worker.device.runner import DeviceRunner
 from srt.worker.drafting import build_draft, build_proposer, checkpoint_source, with_draft_layers
-from srt.worker.grammars import open_grammars
+from srt.worker.grammars import RowGrammars, open_grammars
 from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
 from srt.worker.memory import kv_bytes_by_group, weight_bytes
@@ -40,15 +47,21 @@ from srt.worker.row_images import RowImages, TowerImages
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
 
-OPS: Final = {"torch": "srt.layers.ops:TorchOps", "native": "srt.layers.cpu.ops:CpuOps"}
+OPS: Final = {
+    "torch": "srt.layers.ops:TorchOps",
+    "native": "srt.layers.cpu.ops:CpuOps",
+    "triton": "srt.layers.cuda.ops:TritonOps",
+}
 LINEAR: Final = {
     "plain": "srt.layers.linear:PlainLinear",
     "onednn": "srt.layers.linear:OneDnnLinear",
     "native": "srt.layers.cpu.linear:CpuLinear",
+    "triton": "srt.layers.cuda.linear:TritonLinear",
 }
 ATTENTION: Final = {
     "reference": "srt.layers.attention.reference:ReferenceAttention",
     "native": "srt.layers.cpu.attention:CpuAttention",
+    "triton": "srt.layers.cuda.attention:TritonAttention",
 }
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -72,13 +85,30 @@ class Picks:
     linear: Pick
     attention: Pick
     experts: Pick
+    engine: Pick = Pick("host", "the model runs on the CPU")
+    """What keeps the rows and runs the steps."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an engine is made of: models with their KV memory, and what they were built with."""
+
+    model: LanguageModel
+    draft: DraftModel | None
+    kv: Sequence[KVLayer]
+    draft_kv: Sequence[KVLayer]
+    tools: Toolkit
+    images: RowImages | None
+
+
+Engine = Runner | DeviceRunner
 
 
 @dataclass(frozen=True)
 class Started:
     """A worker that can work, and what there is to say about it in the start-up table."""
 
-    runner: Runner
+    runner: Engine
     facts: dict[str, str]
     memory: dict[str, int]
     """Bytes held on this rank, by the parts of the plan."""
@@ -111,14 +141,35 @@ def pick_backends(device: str, dtype: torch.dtype, threads: int) -> Picks:
             native = Pick("native", f"{kernels.vectors}, {kernels.threading}", (kernels,))
             return Picks(native, native, native, native)
     picks = reference_backends(reason)
+    if device == "cuda":
+        return _gpu_backends(picks)
     if device == "cpu" and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return replace(picks, linear=Pick("onednn", f"{reason}; oneDNN has bfloat16 arithmetic here"))
     return picks
 
 
+def _gpu_backends(picks: Picks) -> Picks:
+    """Triton kernels where Triton is there, and graphs of them."""
+    if importlib.util.find_spec("triton") is None:
+        return replace(picks, engine=Pick("device", "rows and samples stay on the GPU; Triton is not installed"))
+    gpu = current_gpu()
+    triton = Pick("triton", "compiled for this GPU", (gpu,))
+    linear = Pick("triton", "for few tokens, cuBLAS for many", (gpu,))
+    engine = Pick("graphs", "rows and samples stay on the GPU; decodes are recorded while the server is idle")
+    return Picks(triton, linear, triton, picks.experts, engine)
+
+
+def _fitting(picks: Picks, plan: RuntimePlan) -> Picks:
+    """Without backends that cannot compute this model."""
+    odd = [group.head_dim for group in plan.groups if group.head_dim < 16 or group.head_dim & (group.head_dim - 1)]
+    if picks.attention.key != "triton" or not odd:
+        return picks
+    return replace(picks, attention=Pick("reference", f"the Triton kernels take no heads of size {odd[0]}"))
+
+
 def build(registry: dict[str, str], pick: Pick) -> Any:
-    """An instance of the class that a registry names."""
-    module, name = registry[pick.key].split(":")
+    """An instance of the class that a registry names, or that the pick names itself."""
+    module, name = registry.get(pick.key, pick.key).split(":")
     return getattr(importlib.import_module(module), name)(*pick.arguments)
 
 
@@ -137,13 +188,14 @@ def start(
     dtype = DTYPES.get(plan.dtype)
     if dtype is None:
         raise StartupError(f"dtype {plan.dtype} is not supported, choose one of {', '.join(DTYPES)}")
+    device = worker_device(plan, rank)
     path = Path(plan.model.path)
     config, drafting = with_draft_layers(read_config(path), plan), plan.drafting
     formats = announced_formats(config) if plan.server.load_format == "dummy" else expert_formats(path, config)
-    group = join_group(rank, plan.server.tp_size, rundir)
-    picks = picks or pick_backends(plan.device.device, dtype, plan.worker_threads)
+    group = join_group(rank, plan.server.tp_size, rundir, device)
+    picks = _fitting(picks or pick_backends(plan.device.device, dtype, plan.worker_threads), plan)
     ended("kernels")
-    with torch.inference_mode(), torch.device(plan.device.device):
+    with torch.inference_mode(), device:
         family = FAMILIES[config.model_type]
         try:
             experts = _runners(config, formats, plan, group, picks.experts)
@@ -165,9 +217,6 @@ def start(
         loaded_s = time.perf_counter() - began
         ended("weights")
         kv = allocate_kv(plan.groups, plan.page_size, group.size, KV_DTYPES[plan.kv_dtype])
-        rows = Rows(len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, drafting.drafts)
-        main, drafts = kv[: config.text.main_layers], kv[config.text.main_layers :]
-        proposer = build_proposer(plan, rows, tools, draft, drafts)
     ended("kv memory")
     memory = weight_bytes(parameters, [one for one in (model, tower, draft) if one is not None])
     memory |= kv_bytes_by_group(plan.groups, kv)
@@ -180,7 +229,6 @@ def start(
     }
     row_images: RowImages | None = None
     if tower is not None and images is not None:
-        device = torch.device(plan.device.device)
         kept = ImageFeatures(
             tower,
             TileFiles(rundir, images),
@@ -190,8 +238,57 @@ def start(
             threads=plan.worker_threads,
         )
         row_images = TowerImages(kept, images.image_token_id)
+    parts = Parts(model, draft, kv[: config.text.main_layers], kv[config.text.main_layers :], tools, row_images)
+    rows = Rows(len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, drafting.drafts)
     shelf, grammars = open_grammars(plan, rundir, rows)
-    return Started(Runner(model, main, rows, tools.ops, row_images, proposer, grammars), facts, memory, shelf)
+    engine = _engine(picks.engine.key, plan, device, parts, config.text.hidden_size, rows, grammars)
+    return Started(engine, facts, memory, shelf)
+
+
+def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
+    """The device of a rank, made current.
+
+    Raises: StartupError if torch cannot use the GPU that the driver has.
+    """
+    if plan.device.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise StartupError(f"torch {torch.__version__} cannot use the {plan.device.name}; use --device cpu")
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _engine(
+    kind: str,
+    plan: RuntimePlan,
+    device: torch.device,
+    parts: Parts,
+    hidden_size: int,
+    rows: Rows,
+    grammars: RowGrammars,
+) -> Engine:
+    """What keeps the rows and runs the steps: on the host, or on the device behind its back."""
+    model, kv, ops, images = parts.model, parts.kv, parts.tools.ops, parts.images
+    if kind == "host":
+        guesses = build_proposer(plan, rows, parts.tools, parts.draft, parts.draft_kv)
+        return Runner(model, kv, rows, ops, images, guesses, grammars)
+    sizes = len(plan.groups), plan.page_size, plan.context_length, plan.max_running_requests, plan.drafting.drafts
+    device_rows = build_rows(kind)(device, *sizes)
+    proposer: DeviceProposer = NoDeviceGuesses()
+    if parts.draft is not None:
+        proposer = DeviceWindows(parts.draft, parts.draft_kv, device_rows, ops, hidden_size, parts.tools.dtype)
+    shape = (plan.drafting.drafts, plan.chunked_prefill_size) if kind == "graphs" else None
+    return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape)
+
+
+def build_rows(kind: str) -> type[DeviceRows]:
+    """Rows of one kernel a step where there is Triton."""
+    if kind == "device":
+        return DeviceRows
+    from srt.worker.device.fused_rows import FusedRows
+
+    return FusedRows
 
 
 def load_weights(
@@ -275,7 +372,12 @@ def _toolkit(picks: Picks, plan: RuntimePlan, group: TensorGroup, experts: Mappi
 
 
 def _named(picks: Picks) -> list[tuple[str, Pick]]:
-    return [("ops", picks.ops), ("linear", picks.linear), ("attention", picks.attention)]
+    return [
+        ("engine", picks.engine),
+        ("ops", picks.ops),
+        ("linear", picks.linear),
+        ("attention", picks.attention),
+    ]
 
 
 def _loaded(report: LoadReport) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from srt.configs.device import read_device
+from srt.configs.device import Gpu, _gpu, read_device
 from srt.errors import StartupError
 
 
@@ -71,11 +71,29 @@ def test_no_limit_is_no_limit(tmp_path: Path) -> None:
     assert read_device("cpu", machine(tmp_path, MEMINFO | files)).memory_bytes == 4_000_000 * 1024
 
 
-def test_nvidia_devices_are_counted(tmp_path: Path) -> None:
-    files = {"dev/nvidia0": "", "dev/nvidia1": "", "dev/nvidiactl": ""}
-    assert read_device("auto", machine(tmp_path, MEMINFO | files)).cuda_devices == 2
+NODES = {"dev/nvidia0": "", "dev/nvidia1": "", "dev/nvidiactl": ""}
 
 
-def test_cuda_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match="CUDA path arrives with a later version"):
+def test_a_gpu_whose_driver_answers_is_taken(tmp_path: Path) -> None:
+    root = machine(tmp_path, MEMINFO | NODES)
+    facts = read_device("auto", root, lambda: [Gpu("Big GPU", 5 << 30), Gpu("Big GPU", 3 << 30)])
+    assert (facts.device, facts.name, facts.memory_bytes, facts.cuda_devices) == ("cuda", "Big GPU", 3 << 30, 2)
+    assert read_device("cpu", root, lambda: [Gpu("Big GPU", 1)]).device == "cpu"
+
+
+def test_a_gpu_whose_driver_is_silent_is_counted_and_left(tmp_path: Path) -> None:
+    facts = read_device("auto", machine(tmp_path, MEMINFO | NODES), list)
+    assert (facts.device, facts.cuda_devices) == ("cpu", 2)
+
+
+def test_cuda_without_a_gpu_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="--device cuda: no NVIDIA device is there; use --device cpu"):
         read_device("cuda", machine(tmp_path, MEMINFO))
+    with pytest.raises(StartupError, match="its driver does not answer"):
+        read_device("cuda", machine(tmp_path, MEMINFO | NODES), list)
+
+
+def test_lines_of_the_driver_are_understood() -> None:
+    assert _gpu("NVIDIA H200, 143161") == Gpu("NVIDIA H200", 143161 << 20)
+    with pytest.raises(ValueError, match="invalid literal"):
+        _gpu("No devices were found")

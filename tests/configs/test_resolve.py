@@ -44,6 +44,18 @@ def test_defaults_on_a_cpu() -> None:
     assert (plan.steps_in_flight, plan.worker_threads, plan.random_seed) == (2, 4, 11)
 
 
+def test_defaults_on_a_gpu() -> None:
+    device = msgspec.structs.replace(DEVICE, device="cuda", memory_bytes=80 << 30, cuda_devices=2)
+    plan = resolve(ServerConfig(**PLAIN), MODEL, device)
+    assert (plan.max_running_requests, plan.chunked_prefill_size) == (256, 8192)
+    used = plan.model.weight_bytes["text"] + sum((each.pages + 1) * each.page_bytes for each in plan.groups)
+    assert 0.8 < used / device.memory_bytes < MEMORY_SHARE["cuda"]
+    two = resolve(ServerConfig(**PLAIN | {"tp_size": 2}), MODEL, device)
+    assert two.max_total_tokens > 1.9 * plan.max_total_tokens
+    with pytest.raises(StartupError, match="--tp-size is 4; 2 GPUs are there"):
+        resolve(ServerConfig(**PLAIN | {"tp_size": 4}), MODEL, device)
+
+
 def test_kv_memory_is_half_a_gibibyte_where_that_is_enough() -> None:
     plan = make_plan()
     size = sum((each.pages + 1) * each.page_bytes for each in plan.groups)

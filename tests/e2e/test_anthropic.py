@@ -105,6 +105,17 @@ def test_without_thinking_the_answer_comes_first(client: anthropic.Anthropic) ->
     assert content(plain) == [{"type": "text", "text": "42", "citations": None}]
 
 
+def test_a_budget_ends_the_thinking(client: anthropic.Anthropic) -> None:
+    asked = GREEDY | {"messages": ask("Sort these numbers: 41 7 93 5"), "output_config": {"effort": "high"}}
+    free = client.messages.create(**asked, thinking={"type": "enabled", "budget_tokens": 1024})
+    cut = client.messages.create(**asked, thinking={"type": "enabled", "budget_tokens": 5})
+    assert (free.content[0].type, cut.content[0].type) == ("thinking", "thinking")
+    whole, part = content(free)[0]["thinking"], content(cut)[0]["thinking"]
+    assert whole.startswith(part)
+    assert len(part) < len(whole)
+    assert not (cut.model_extra or {}).get("warnings")
+
+
 def test_an_image_is_seen(client: anthropic.Anthropic) -> None:
     example = evaluation_set("image_object", 1, seed=11)[0]
     data = base64.b64encode(example.pictures[0].to_bytes()).decode()

@@ -12,6 +12,7 @@ from torch import Tensor
 from srt.layers.cpu.kernels import load_kernels
 from srt.messages import SamplingSpec
 from srt.worker.mtp import WindowProposer
+from srt.worker.runner import Runner
 from srt.worker.startup import Pick, Picks
 from tests.support.checkpoints import write_checkpoint
 from tests.support.steps import GREEDY, MTP, Steps, plan_for, random_ids
@@ -44,7 +45,9 @@ class Dictated:
     def sample_greedy(self, logits: Tensor) -> Tensor:
         if self.offset == 0:
             self.right = next(self.rights)
-        at = len(self.steps.runner.rows.history(0)) + self.offset
+        runner = self.steps.runner
+        assert isinstance(runner, Runner)
+        at = len(runner.rows.history(0)) + self.offset
         token = self.truth[at] if at < len(self.truth) else 0
         wrong = self.offset >= self.right
         self.offset = (self.offset + 1) % MTP.modules

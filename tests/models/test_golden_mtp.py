@@ -32,7 +32,9 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["fastest", "reference"])
 def runner(request: pytest.FixtureRequest, golden: Path, tmp_path: Path) -> Runner:
     picks: Picks | None = None if request.param == "fastest" else reference_backends("for comparison")
-    return start(plan_for(golden, page_size=4, drafting=MTP), tmp_path, 0, lambda done, total: None, picks).runner
+    started = start(plan_for(golden, page_size=4, drafting=MTP), tmp_path, 0, lambda done, total: None, picks)
+    assert isinstance(started.runner, Runner)
+    return started.runner
 
 
 def test_41_drafts_and_their_logits_are_the_published_ones(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

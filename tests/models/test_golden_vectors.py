@@ -9,6 +9,7 @@ import torch
 
 from srt.messages import PageUpdate, RowStart, StepPlan
 from srt.models.step3p7_text import Step3p7Text
+from srt.worker.runner import Runner
 from srt.worker.startup import Picks, reference_backends, start
 from tests.support.checkpoints import golden_tensor, write_golden
 from tests.support.steps import GREEDY, Steps, plan_for
@@ -73,7 +74,7 @@ def test_the_residual_stream_after_each_layer_is_the_published_one(
     golden: Path, tmp_path: Path, picks: Picks | None
 ) -> None:
     runner = start(plan_for(golden, page_size=4), tmp_path, 0, lambda done, total: None, picks).runner
-    assert isinstance(runner.model, Step3p7Text)
+    assert isinstance(runner, Runner) and isinstance(runner.model, Step3p7Text)
     ids = torch.tensor(PROMPT, dtype=torch.int32).numpy().tobytes()
     pages = [PageUpdate(group, [0], [0], [6], list(range(1, 7))) for group in range(2)]
     plan = StepPlan(1, [0], [24], [True], [RowStart(0, ids, 0, 24, GREEDY)], pages)

@@ -19,6 +19,7 @@ from srt.layers.parameter import Parameters
 from srt.messages import RowStart, SamplingSpec, StepPlan
 from srt.worker.mtp import WindowProposer
 from srt.worker.rows import Outcome, Rows
+from srt.worker.runner import Runner
 from srt.worker.startup import Pick, Picks
 from tests.models.test_draft_windows import Dictated, draft_kv
 from tests.support.checkpoints import write_checkpoint
@@ -101,9 +102,11 @@ def test_03_07_10_11_after_every_count_of_right_guesses_the_state_is_that_withou
         lengths += result.token_counts
         assert result.token_counts == [right + 1]
         known = steps.tokens[0]
-        assert steps.runner.rows.history(0).tolist() == known == truth[: len(known)]
+        runner = steps.runner
+        assert isinstance(runner, Runner)
+        assert runner.rows.history(0).tolist() == known == truth[: len(known)]
         assert steps.computed[0] == len(known) - 1
-        assert steps.runner.rows._host["computed"][0] == len(known) - 1
+        assert runner.rows._host["computed"][0] == len(known) - 1
     assert lengths == [right + 1 for right, _ in zip(cycle(rights), range(8), strict=False)]
     steps.add(1, steps.tokens[0])
     steps.prefill(1)
@@ -217,7 +220,7 @@ def test_33_no_pass_sees_further_than_its_longest_row(bench: Bench, monkeypatch:
         steps.run({0: 1, 1: 1}, drafts=3)
     assert len(seen) == 10
     for batch in seen:
-        longest = max(batch.kv_lens_list)
+        longest = int(batch.kv_lens.max())
         assert longest <= max(steps.computed.values()) + 3
         assert {table.shape[1] for table in batch.page_tables} == {-(-longest // 4)}
 

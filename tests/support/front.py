@@ -18,6 +18,7 @@ import srt.tokenizer.process
 from srt.api.auth import Secrets
 from srt.configs.plan import DeviceFacts, GroupPlan, ModelFacts, RuntimePlan
 from srt.configs.server import ServerConfig
+from srt.formats.description import FORMATS
 from srt.heartbeat import Board, Heartbeat
 from srt.messages import Ready, ServerReady, ToLaunch
 from srt.wire import Inbox, Outbox
@@ -55,6 +56,8 @@ def make_plan(model: Path, port: int, *, vocab_size: int, context_length: int = 
         steps_in_flight=2,
         worker_threads=1,
         random_seed=0,
+        reasoning_format=config.reasoning_parser if config.reasoning_parser in FORMATS else "",
+        call_format=config.tool_call_parser if config.tool_call_parser in FORMATS else "",
         memory={"weights: text": 4_000_000, "KV: full": 249_856},
     )  # fmt: skip
 

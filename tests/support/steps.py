@@ -18,7 +18,6 @@ from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.parameter import Parameters
 from srt.messages import ImageSpan, PageUpdate, RowStart, SamplingSpec, StepPlan, StepResult
 from srt.models.contract import LanguageModel
-from srt.worker.runner import Runner
 from srt.worker.startup import Picks, start
 
 GREEDY = SamplingSpec(temperature=0.0)
@@ -94,11 +93,9 @@ class Steps:
     """Requests on rows of one worker, driven step by step. Pages are handed out in a scattered order and kept."""
 
     def __init__(self, plan: RuntimePlan, rundir: Path, rank: int = 0, picks: Picks | None = None) -> None:
-        runner = start(plan, rundir, rank, lambda done, total: None, picks).runner
-        self.plan, self.recorder = plan, Recorder(runner.model)
-        self.runner = Runner(
-            self.recorder, runner.kv, runner.rows, runner.ops, runner.images, runner.proposer, runner.grammars
-        )
+        self.runner = start(plan, rundir, rank, lambda done, total: None, picks).runner
+        self.plan, self.recorder = plan, Recorder(self.runner.model)
+        self.runner.model = self.recorder
         self.step = 0
         self.logits: dict[int, list[Tensor]] = {}
         self.tokens: dict[int, list[int]] = {}

@@ -24,6 +24,7 @@ CHAT_NAMES: Final = {
     "stop": "stop_sequences",
     "reasoning_effort": "output_config.effort",
     "response_format": "output_config.format",
+    "thinking_budget": "thinking.budget_tokens",
 }
 MAX_TOKENS: Final = (1 << 31) - 1
 OTHER_TYPES: Final = {408: "timeout_error", 499: "api_error"}
@@ -111,8 +112,12 @@ class Messages:
         ):
             if value is not None:
                 document[name] = value
-        if body.thinking is not None and body.thinking.budget_tokens is not None:
-            notices += (Notice("ignored_field", "'thinking.budget_tokens': how long the model thinks is not limited"),)
+        budget = None if body.thinking is None else body.thinking.budget_tokens
+        if budget is not None and self._service.formats.reasoning is not None:
+            document["thinking_budget"] = budget
+        elif budget is not None:
+            told = "'thinking.budget_tokens' has no effect: the server knows no format of reasoning for this model"
+            notices += (Notice("ignored_field", told),)
         request = self._chats.request(document, notices)
         # A limit beyond the context is cut to it, as clients of this API expect: they send the same one to every model.
         params = msgspec.structs.replace(

@@ -34,11 +34,14 @@ class ReferenceAttention:
     def attend(self, q: Tensor, gates: Tensor, spec: AttentionSpec, kv: KVLayer, batch: ForwardBatch) -> Tensor:
         out = torch.empty_like(q)
         starts = batch.query_starts_list
-        for row, keys in enumerate(batch.kv_lens_list):
+        lens = batch.kv_lens.tolist() if batch.kv_lens_list is None else batch.kv_lens_list
+        table = batch.page_tables[spec.group]
+        if batch.table_rows is not None:
+            table = table[batch.table_rows]
+        for row, keys in enumerate(lens):
             start, end = starts[row], starts[row + 1]
             first = max(0, keys - (end - start) - spec.window + 1) if spec.window else 0
-            table = batch.page_tables[spec.group][row]
-            k, v = (_keys(memory, table, first, keys, batch.page_size) for memory in (kv.k, kv.v))
+            k, v = (_keys(memory, table[row], first, keys, batch.page_size) for memory in (kv.k, kv.v))
             if kv.k.dtype == E4M3:
                 k, v = k * spec.k_scale, v * spec.v_scale
             out[start:end] = _attend_row(q[start:end], k, v, first, spec)
@@ -74,5 +77,7 @@ def _attend_row(q: Tensor, k: Tensor, v: Tensor, first: int, spec: AttentionSpec
     hidden = distance < 0
     if spec.window is not None:
         hidden |= distance >= spec.window
+    # A query without a position sees nothing: let it see everything rather than divide by zero.
+    hidden &= ~hidden.all(dim=-1, keepdim=True)
     weights = functional.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1)
     return torch.einsum("hgqk,khd->qhgd", weights, v).reshape(queries, spec.q_heads, spec.head_dim).to(q.dtype)

@@ -84,3 +84,6 @@ class CpuOps:
         out = torch.empty(rows, dtype=torch.int64)
         self._argmax(CODES[logits.dtype], logits.data_ptr(), logits.stride(0), rows, size, out.data_ptr())
         return out
+
+    def largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return self.sample_greedy(logits), logits.sum(dim=-1, dtype=torch.float32).isfinite().int()

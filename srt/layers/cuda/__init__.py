@@ -1,0 +1,1 @@
+"""Triton kernels between and inside the layers, for one NVIDIA GPU."""

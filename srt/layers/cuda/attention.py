@@ -1,0 +1,117 @@
+"""Paged attention on a GPU in Triton: any page size, any mix of prompts and decodes in one batch, FP8 KV.
+
+Decodes share their keys out over several programs, as many as the GPU has room for; prompts are cut into tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+
+from srt.layers.attention.contract import AttentionSpec
+from srt.layers.batch import ForwardBatch, KVLayer
+from srt.layers.cuda import attention_kernels as kernels
+from srt.layers.cuda.launch import Launch
+from srt.layers.gpu import Gpu
+from srt.layers.quant.codes import E4M3
+
+STORE_HEADS: Final = 16
+FEW_LINES: Final = 64
+"""Rows with at most so many tokens x query heads a key head take one tile each, cut along the keys."""
+MANY_LINES: Final = 128
+KEYS: Final = 64
+PROGRAMS: Final = 512
+"""Programs that fill a GPU about four deep: keys are cut into no more parts than that needs."""
+MOST_PARTS: Final = 32
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Tiles of a ragged batch: row of each, and the first of its tokens."""
+
+    rows: Tensor
+    firsts: Tensor
+
+
+class TritonAttention:
+    """`AttentionBackend` for one GPU. Grids follow from the shape of the batch alone, so they may be recorded."""
+
+    def __init__(self, gpu: Gpu | None = None) -> None:
+        self._launch = Launch(gpu)
+        self._tiles: dict[int, _Tiles] = {}
+        self._table_rows = torch.empty(0, dtype=torch.int64)
+        self._longest = 1
+
+    def begin(self, batch: ForwardBatch) -> None:
+        self._tiles = {}
+        self._longest = int(np.diff(batch.query_starts_list).max())
+        rows = len(batch.query_starts_list) - 1
+        device = batch.positions.device
+        self._table_rows = torch.arange(rows, device=device) if batch.table_rows is None else batch.table_rows
+
+    def store(self, qkv: Tensor, spec: AttentionSpec, kv: KVLayer, batch: ForwardBatch) -> Tensor:
+        tokens, heads = qkv.shape[0], spec.q_heads + 2 * spec.kv_heads
+        q = torch.empty(tokens, spec.q_heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
+        kernels.store_kernel[tokens, triton.cdiv(heads, STORE_HEADS)](
+            qkv, qkv.stride(0), batch.positions, batch.slots[spec.group], spec.rope, spec.q_norm, spec.k_norm,
+            spec.k_scale, spec.v_scale, q, kv.k, kv.v, spec.eps,
+            Q_HEADS=spec.q_heads, KV_HEADS=spec.kv_heads, SIZE=spec.head_dim, ROTARY=spec.rotary_dim,
+            CODED=kv.k.dtype == E4M3, HEADS=STORE_HEADS, **self._launch,
+        )  # fmt: skip
+        return q
+
+    def attend(self, q: Tensor, gates: Tensor, spec: AttentionSpec, kv: KVLayer, batch: ForwardBatch) -> Tensor:
+        tokens, rows, group = q.shape[0], len(batch.query_starts_list) - 1, spec.q_heads // spec.kv_heads
+        out = torch.empty(tokens, spec.q_heads * spec.head_dim, dtype=q.dtype, device=q.device)
+        ragged = self._longest * group > FEW_LINES
+        lines = MANY_LINES if ragged else max(16, triton.next_power_of_2(self._longest * group))
+        if lines < group:
+            raise ValueError(f"{group} query heads share a key head; the kernel takes {lines}")
+        tiles = self._cut(lines // group, batch) if ragged else _Tiles(self._table_rows, self._table_rows)
+        parts = 1 if ragged else _parts(rows * spec.kv_heads, spec.window)
+        part_out, part_sums = q, q
+        if parts > 1:
+            part_out = torch.empty(tokens, spec.q_heads, parts, spec.head_dim, dtype=torch.float32, device=q.device)
+            part_sums = torch.empty(tokens, spec.q_heads, parts, 2, dtype=torch.float32, device=q.device)
+        table = batch.page_tables[spec.group]
+        kernels.attend_kernel[len(tiles.rows), spec.kv_heads, parts](
+            q, kv.k, kv.v, gates, gates.stride(0), out, part_out, part_sums, tiles.rows, tiles.firsts,
+            batch.query_starts, batch.kv_lens, table, table.stride(0), self._table_rows, spec.k_scale, spec.v_scale,
+            spec.scale,
+            Q_HEADS=spec.q_heads, KV_HEADS=spec.kv_heads, SIZE=spec.head_dim, WINDOW=spec.window or 0,
+            PAGE=batch.page_size, CODED=kv.k.dtype == E4M3, RAGGED=ragged, PARTS=parts, LINES=lines, KEYS=KEYS,
+            num_warps=8 if ragged else 4, num_stages=2, **self._launch,
+        )  # fmt: skip
+        if parts > 1:
+            kernels.combine_kernel[tokens, spec.q_heads](
+                part_out, part_sums, gates, gates.stride(0), out,
+                Q_HEADS=spec.q_heads, SIZE=spec.head_dim, PARTS=parts, num_warps=2, **self._launch,
+            )  # fmt: skip
+        return out
+
+    def _cut(self, tokens: int, batch: ForwardBatch) -> _Tiles:
+        """Tiles of at most `tokens` tokens of one row; made once a step for each size."""
+        if tokens not in self._tiles:
+            counts = np.diff(batch.query_starts_list)
+            tiles = -(-counts // tokens)
+            rows = np.repeat(np.arange(len(counts), dtype=np.int32), tiles)
+            ends = np.cumsum(tiles)
+            firsts = (np.arange(len(rows)) - np.repeat(ends - tiles, tiles)) * tokens
+            both = torch.from_numpy(np.concatenate([rows, firsts.astype(np.int32)]))
+            device = batch.positions.device
+            if device.type == "cuda":
+                both = both.pin_memory().to(device, non_blocking=True)
+            self._tiles[tokens] = _Tiles(*both.split(len(rows)))
+        return self._tiles[tokens]
+
+
+def _parts(programs: int, window: int | None) -> int:
+    """Into how many parts the keys of each row are cut: a power of two."""
+    most = MOST_PARTS if window is None else max(1, window // KEYS)
+    wanted = min(most, PROGRAMS // programs)
+    return 1 << max(0, wanted.bit_length() - 1)

@@ -1,0 +1,132 @@
+"""What is made ready while a server is idle: kernels for prompts of all sizes, and CUDA graphs of decodes.
+
+CUDA graphs: steps of decodes recorded once for a number of rows, and played back for others.
+
+A record is made for rows that belong to nobody. To play it, the rows of a plan are written where it reads them, and it
+is filled up with nobody where the plan has fewer. What it leaves is read from the same places each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from srt.messages import StepPlan
+from srt.worker.device.layout import layout_of, upload
+from srt.worker.device.passes import Passed, Passes
+from srt.worker.device.rows import DeviceOutcome
+
+FINE: Final = 8
+"""Up to so many rows every number has a record; beyond, an eighth of the number may be filled up."""
+PROMPTS: Final = (16, 64, 256, 1024)
+"""Sizes of prompts, in tokens, that need kernels of their own, beside the largest chunk."""
+Replay = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A step of decodes in up to three parts: the pass, taking the largest logits, and guessing behind it."""
+
+    passed: Passed
+    largest: DeviceOutcome
+    run_pass: Replay
+    run_largest: Replay
+    run_guess: Replay | None
+
+    def load(self, rows: list[int], drafts: list[int], nobody: int) -> None:
+        """Let the next playback be for these rows."""
+        layout = self.passed.step.layout
+        missing = len(layout.rows) - len(rows)
+        columns = [np.array(rows + [nobody] * missing), np.array(drafts + [0] * missing)]
+        for target, column in zip((layout.rows, layout.drafts), upload(columns, layout.rows.device), strict=True):
+            target.copy_(column)
+
+
+class Graphs:
+    """Records of decodes by number of rows, without guesses and with as many as the drafter has."""
+
+    def __init__(self, passes: Passes, most_rows: int, depth: int, chunk: int) -> None:
+        self._passes = passes
+        self._prompts = [size for size in PROMPTS if size < chunk] + [chunk]
+        self._records: dict[tuple[int, int], Record] = {}
+        self._sizes = sizes(most_rows)
+        self._left = [(size, drafts) for size in self._sizes for drafts in ({0, depth})]
+        self._pool: Any = None
+        self.bytes = 0
+        """What all records together hold."""
+
+    @property
+    def left(self) -> int:
+        """Pieces of work for `prepare_next`."""
+        return len(self._prompts) + len(self._left)
+
+    def prepare_next(self) -> None:
+        """Rehearse one more size of prompts, or else make one more record. Waits for the device."""
+        if self._prompts:
+            self._passes.rehearse(self._prompts.pop(0))
+        else:
+            self.record_next()
+
+    def keep(self, sizes: Container[int]) -> None:
+        """Rehearse nothing more, and make no more records but those for these numbers of rows."""
+        self._prompts.clear()
+        self._left = [shape for shape in self._left if shape[0] in sizes]
+
+    def find(self, plan: StepPlan) -> Record | None:
+        """The record for a plan, its rows loaded; None if there is none."""
+        rows = len(plan.rows)
+        if not rows or max(plan.counts) > 1 or not all(plan.emits):
+            return None
+        drafts = max(plan.drafts, default=0)
+        fitting = min((shape for shape in self._records if shape[0] >= rows and shape[1] >= drafts), default=None)
+        if fitting is None:
+            return None
+        record = self._records[fitting]
+        record.load(plan.rows, plan.drafts or [0] * rows, self._passes.rows.nobody)
+        return record
+
+    def record_next(self) -> None:
+        """Make one more record. Waits for the device; takes some tens of milliseconds."""
+        size, drafts = self._left.pop(0)
+        before = torch.cuda.memory_allocated()
+        self._records[size, drafts] = self._record(size, drafts)
+        self.bytes += torch.cuda.memory_allocated() - before
+
+    def _record(self, size: int, drafts: int) -> Record:
+        passes, rows = self._passes, self._passes.rows
+        ones, nobody = np.ones(size, np.int64), np.full(size, rows.nobody)
+        layout = layout_of(nobody, ones, ones.astype(np.bool_), ones * drafts, rows.device)
+        windows = passes.windows(layout)
+        passed = passes.compute(layout, windows)  # compiles what has not been compiled
+        outcome = passes.take_largest(passed)
+        if windows is not None:
+            passes.guess(outcome, passed)
+        torch.cuda.synchronize()
+        run_pass, passed = self._captured(lambda: passes.compute(layout, windows))
+        run_largest, outcome = self._captured(lambda: passes.take_largest(passed))
+        run_guess = None
+        if windows is not None:
+            run_guess, _ = self._captured(lambda: passes.guess(outcome, passed))
+        return Record(passed, outcome, run_pass, run_largest, run_guess)
+
+    def _captured(self, work: Callable[[], Any]) -> tuple[Replay, Any]:
+        """Record what `work` enqueues; returns how to play it back, and what it returned."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            left: Any = work()
+        self._pool = graph.pool()
+        return graph.replay, left
+
+
+def sizes(most: int) -> list[int]:
+    """Numbers of rows that have a record: all small ones, then eight between a power of two and the next."""
+    found, size, step = list(range(1, min(most, FINE) + 1)), FINE, 1
+    while size < most:
+        step = step * 2 if size >= 16 * step else step
+        size += step
+        found.append(min(size, most))
+    return found

@@ -1,0 +1,83 @@
+"""What a step is made of on the device: a pass of the main model, sampling, and guessing behind it.
+
+Each part is a function of a layout and of what lies on the device, and enqueues the same kernels for the same layout:
+so it may be run now, or recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srt.layers.batch import KVLayer, PlacedFeatures
+from srt.layers.ops import Ops
+from srt.models.contract import LanguageModel
+from srt.worker.device.layout import Layout, layout_of
+from srt.worker.device.mtp import DeviceProposer
+from srt.worker.device.rows import DeviceOutcome, DeviceRows, DeviceStep
+from srt.worker.device.sampler import Draws, sample
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A pass of the main model: hidden states [T, H] and wanted logits [L, V], and the windows of its guesses."""
+
+    step: DeviceStep
+    hidden: Tensor
+    logits: Tensor
+    windows: Layout | None
+
+
+class Passes:
+    """The main model, its rows and KV memory, and what guesses."""
+
+    def __init__(
+        self, model: LanguageModel, kv: Sequence[KVLayer], rows: DeviceRows, ops: Ops, proposer: DeviceProposer
+    ) -> None:
+        self.model, self.rows, self.proposer = model, rows, proposer
+        self.kv, self._ops = kv, ops
+
+    def windows(self, layout: Layout) -> Layout | None:
+        """Layout of the guesses behind a step with this layout; None if nothing is ever guessed."""
+        return self.proposer.windows(layout)
+
+    def compute(self, layout: Layout, windows: Layout | None, images: PlacedFeatures | None = None) -> Passed:
+        """The main model over a layout's rows."""
+        step = self.rows.begin(layout)
+        hidden = self.model.forward(replace(step.batch, images=images), self.kv)
+        everything = len(layout.wanted) == layout.tokens
+        logits = self.model.logits(hidden if everything else hidden[layout.wanted])
+        return Passed(step, hidden, logits, windows)
+
+    def take_largest(self, passed: Passed) -> DeviceOutcome:
+        """Every row that samples takes the largest logit."""
+        step, wanted = passed.step, passed.step.layout.wanted
+        if not len(wanted):
+            return self.rows.end(step, wanted, wanted)
+        return self.rows.end(step, *self._ops.largest(passed.logits))
+
+    def draw(self, passed: Passed, draws: Draws | None) -> DeviceOutcome:
+        """Rows that sample draw, or take the largest logit."""
+        step, layout = passed.step, passed.step.layout
+        positions = step.known[layout.wanted_rows] + layout.wanted_offsets
+        return self.rows.end(step, *sample(passed.logits, positions, draws, self._ops))
+
+    def rehearse(self, tokens: int) -> None:
+        """Compute a prompt of so many tokens for nobody: whatever kernels it needs are compiled then."""
+        nobody, counts = np.array([self.rows.nobody]), np.array([min(tokens, self.rows.context_length)])
+        layout = layout_of(nobody, counts, np.array([True]), np.zeros(1, np.int64), self.rows.device)
+        passed = self.compute(layout, self.windows(layout))
+        outcome = self.take_largest(passed)
+        if passed.windows is not None:
+            self.guess(outcome, passed)
+        if self.rows.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def guess(self, outcome: DeviceOutcome, passed: Passed) -> None:
+        """Guess behind a step."""
+        assert passed.windows is not None, "without windows nothing is guessed"
+        self.proposer.propose(outcome, passed.windows, passed.hidden)
