@@ -23,6 +23,7 @@ def main(url: str, path: str = "docs/pictures/page.png") -> None:
             page.fill("#text", question)
             page.press("#text", "Enter")
             expect(page.locator(".assistant .facts")).to_have_count(number)
+        page.locator("details").nth(1).locator("summary").click()
         page.screenshot(path=path)
         browser.close()
 

@@ -185,24 +185,23 @@ class Conversation:
                 answer.append(said)
         ended = time.perf_counter()
         first = ended if first is None else first
-        self._screen.end(_facts(usage, first - began, ended - first))
+        self._screen.end(_facts(usage, first - began, ended - began))
         return {"role": "assistant", "content": "".join(answer)}
 
 
-def _facts(usage: dict[str, Any], first_s: float, rest_s: float) -> str:
+def _facts(usage: dict[str, Any], first_s: float, whole_s: float) -> str:
     """ "12 tokens, 310 tokens/s, first after 20 ms, 48 of 60 prompt tokens cached, 3.1 tokens a step"."""
     tokens = usage.get("completion_tokens", 0)
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-    parts = [f"{tokens} tokens"]
-    if tokens > 1 and rest_s > 0:
-        parts.append(f"{(tokens - 1) / rest_s:.0f} tokens/s")
-    parts += [
+    parts = [
+        f"{tokens} tokens",
+        f"{tokens / whole_s:.0f} tokens/s",
         f"first after {1000 * first_s:.0f} ms",
         f"{cached} of {usage.get('prompt_tokens', 0)} prompt tokens cached",
     ]
     steps = usage.get("spec_verify_ct")
     if steps:
-        parts.append(f"{(tokens - 1) / steps:.1f} tokens a step")
+        parts.append(f"{1 + usage['spec_accept_token_num'] / steps:.1f} tokens a step")
     return ", ".join(parts)
 
 

@@ -116,8 +116,13 @@ def split_message(message: Mapping[str, Any], example: Example) -> dict[str, Any
     if reasoning is not None:
         found["reasoning_content"] = reasoning
     if message.get("tool_calls"):
-        found["tool_calls"] = message["tool_calls"]
+        found["tool_calls"] = [{"function": _called(call["function"])} for call in message["tool_calls"]]
     return found
+
+
+def _called(function: Mapping[str, Any]) -> dict[str, str]:
+    """What is called and with what; the ids of calls are new in every answer."""
+    return {"name": function["name"], "arguments": function["arguments"]}
 
 
 def _steps(answer: Mapping[str, Any]) -> int | None:

@@ -149,10 +149,11 @@ class Answer {
 
 function told(usage, firstMs, lastMs) {
   const tokens = usage.completion_tokens, parts = [`${tokens} tokens`];
-  if (tokens > 1 && lastMs > firstMs) parts.push(`${Math.round((1000 * (tokens - 1)) / (lastMs - firstMs))} tokens/s`);
+  parts.push(`${Math.round((1000 * tokens) / lastMs)} tokens/s`);
   parts.push(`first after ${Math.round(firstMs)} ms`);
   parts.push(`${usage.prompt_tokens_details?.cached_tokens ?? 0} of ${usage.prompt_tokens} prompt tokens cached`);
-  if (usage.spec_verify_ct) parts.push(`${((tokens - 1) / usage.spec_verify_ct).toFixed(2)} tokens a step`);
+  const steps = usage.spec_verify_ct;
+  if (steps) parts.push(`${(1 + usage.spec_accept_token_num / steps).toFixed(2)} tokens a step`);
   return parts.join(" · ");
 }
 
