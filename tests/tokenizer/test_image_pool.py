@@ -45,10 +45,16 @@ class Pool:
     def __init__(self, rundir: Path, size: int, seconds: float, fetcher: Fetcher | None = None) -> None:
         self.files = TileFiles(rundir, STEP)
         self.files.make()
+        self._others = set(psutil.Process(os.getpid()).children())  # of earlier tests: libraries keep helpers of theirs
         self._delivered: queue.Queue[tuple[int, Outcome]] = queue.Queue()
         setup = Setup(STEP, LIMITS, "vendor", str(rundir), seconds)
         fetcher = fetcher or Fetcher([], LIMITS.bytes, seconds)
         self.pool = ImagePool(setup, size, fetcher, lambda: Slot(self._delivered))
+
+    def process(self) -> psutil.Process:
+        """The one process of this pool."""
+        (child,) = set(psutil.Process(os.getpid()).children()) - self._others
+        return child
 
     def wait(self, count: int) -> Outcomes:
         return dict(self._delivered.get(timeout=60) for _ in range(count))
@@ -124,7 +130,7 @@ def test_an_image_that_takes_too_long_is_refused_and_the_next_one_is_served(tmp_
 def test_an_image_process_that_dies_takes_one_image_with_it(pool: Pool) -> None:
     data = file_of(picture(64, 64))
     assert isinstance(pool.do(data), Made)
-    (child,) = psutil.Process(os.getpid()).children()
+    child = pool.process()
     child.kill()
     child.wait(5)
     outcome = pool.do(data)
@@ -138,7 +144,7 @@ def test_memory_of_an_image_process_stays_flat_under_attack(pool: Pool) -> None:
     attacks = [png(60_000, 60_000, b"\0" * 100_000), png(100_000, 30, b""), png(60_000, 10, b""), b"\0" * (8 << 20),
                file_of(picture(900, 900))[:200_000]]  # fmt: skip
     assert isinstance(pool.do(file_of(picture(64, 64))), Made)
-    (child,) = psutil.Process(os.getpid()).children()
+    child = pool.process()
     for attack in attacks:
         assert isinstance(pool.do(attack), Refused)
     before = child.memory_info().rss
