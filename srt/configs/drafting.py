@@ -66,10 +66,10 @@ def draft_model_path(server: ServerConfig) -> str | None:
     return server.draft_model_path or read_speculative_config(server.speculative_config).model
 
 
-def resolve_drafting(server: ServerConfig, model: ModelFacts) -> Drafting:
-    """The drafter that a server runs.
+def resolve_drafting(server: ServerConfig, model: ModelFacts, device: str) -> Drafting:
+    """The drafter that a server runs on `device`, cpu or cuda.
 
-    Raises: StartupError if it was asked for what the checkpoint does not have.
+    Raises: StartupError if it was asked for what the checkpoint or the device does not have.
     """
     asked = _asked(server)
     algorithm: Algorithm = asked.algorithm or ("mtp" if model.mtp_modules else "off")
@@ -78,6 +78,10 @@ def resolve_drafting(server: ServerConfig, model: ModelFacts) -> Drafting:
             reason = asked.reason if asked.algorithm else "auto: the checkpoint has no MTP modules"
             return Drafting(DraftTraits(), reason)
         case "ngram":
+            if device != "cpu":
+                raise StartupError(
+                    f"{asked.reason}: guesses from earlier text are made on a CPU only; mtp runs on GPUs"
+                )
             return Drafting(DraftTraits("ngram", asked.drafts or NGRAM_DRAFTS), asked.reason)
         case "mtp":
             return _mtp(server, model, asked)

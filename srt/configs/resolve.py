@@ -50,7 +50,7 @@ def resolve(server: ServerConfig, model: ModelFacts, device: DeviceFacts, *, fre
     dtype, dtype_reason = _dtype(server, model)
     limits = _limits(server, model, device)
     kv_dtype = "fp8_e4m3" if server.kv_cache_dtype.startswith("fp8") else dtype
-    drafting = resolve_drafting(server, model)
+    drafting = resolve_drafting(server, model, device.device)
     groups = kv_groups(model, drafting.traits)
     _check_ranks(server, groups)
     check_split(model, server.tp_size, server.ep_size)

@@ -71,3 +71,9 @@ def test_a_checkpoint_without_modules_says_so_and_runs_without() -> None:
     assert reason(made) == "off because auto: the checkpoint has no MTP modules"
     with pytest.raises(StartupError, match="has no MTP modules; --draft-model-path takes them from another"):
         resolve(msgspec.structs.replace(server, speculative_algorithm="mtp"), BARE, DEVICE)
+
+
+def test_guesses_from_text_are_refused_on_a_gpu_which_would_make_none() -> None:
+    gpu = msgspec.structs.replace(DEVICE, device="cuda", cuda_devices=1)
+    with pytest.raises(StartupError, match=r"--speculative-algorithm ngram: .* on a CPU only"):
+        resolve(ServerConfig(model_path="checkpoint", speculative_algorithm="ngram"), MODEL, gpu)

@@ -145,10 +145,10 @@ def test_what_is_wrong_with_a_tensor_is_said_with_its_name_and_file(
 ) -> None:
     checkpoint = quantise(plain, tmp_path, dialect)
     edit_tensors(checkpoint, edit)
-    began = time.perf_counter()
+    began = time.process_time()  # of this process: others may keep it waiting
     with pytest.raises(StartupError, match=told):
         read_facts(checkpoint)
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0
 
 
 @pytest.mark.parametrize(
