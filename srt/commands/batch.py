@@ -179,7 +179,7 @@ async def answer_all(
                 for line in todo:
                     answer = await _answer(server, line)
                     failed += answer["error"] is not None or answer["response"]["status_code"] != 200
-                    file.write(orjson.dumps(answer) + b"\n")
+                    file.write(msgspec.json.encode(answer) + b"\n")
                     file.flush()
                     bar.update()
 
@@ -201,4 +201,4 @@ async def _answer(server: Server, line: Line) -> dict[str, Any]:
     except (aiohttp.ClientError, TimeoutError, ProcessLost) as error:
         raise StartupError(f"the server is gone: {error}; what was answered is kept") from error
     told = {"status_code": response.status, "request_id": response.headers.get("x-request-id", "")}
-    return answer | {"response": told | {"body": orjson.loads(response.body)}, "error": None}
+    return answer | {"response": told | {"body": msgspec.Raw(response.body)}, "error": None}

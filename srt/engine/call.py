@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import msgspec
-import orjson
 
 from srt.api.http import Scope
 from srt.errors import ErrorCode, ServingError
@@ -24,9 +24,11 @@ class Response(msgspec.Struct, frozen=True):
     body: bytes
 
     def json(self) -> Any:
-        """The body, decoded. Raises: ServingError if it is an error."""
+        """The body, decoded. Raises: ServingError if it is an error, ValueError if it is not JSON."""
         raise_for(self.status, self.body)
-        return orjson.loads(self.body)
+        if not self.headers.get("content-type", "").startswith("application/json"):
+            raise ValueError(f"the answer is {self.headers.get('content-type')}, not JSON; events come by `stream`")
+        return json.loads(self.body)  # of the standard library: integers of any size stay what they are
 
 
 class Call:
@@ -109,7 +111,7 @@ class Call:
 
 def decoded(data: bytes) -> dict[str, Any]:
     """The object of one event. Raises: ServingError if it says that the answer broke off."""
-    found: dict[str, Any] = orjson.loads(data)
+    found: dict[str, Any] = json.loads(data)
     if "error" in found and "choices" not in found:
         raise_for(500, data)
     return found
@@ -120,9 +122,9 @@ def raise_for(status: int, body: bytes) -> None:
     if status < 400:
         return
     try:
-        error = orjson.loads(body)["error"]
+        error = json.loads(body)["error"]
         raise ServingError(_code(error["code"]), error["message"], error.get("param"))
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise ServingError(ErrorCode.INTERNAL, f"status {status}: {body[:300].decode(errors='replace')}") from None
 
 

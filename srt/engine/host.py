@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import json
 import subprocess
 import sys
 import threading
@@ -12,7 +13,6 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import msgspec
 import uvloop
 import zmq
 
@@ -22,7 +22,7 @@ from srt.api.front import Front
 from srt.api.service import Life
 from srt.configs.server import ServerConfig
 from srt.engine.call import Call, Response
-from srt.errors import ProcessLost, StartupError
+from srt.errors import ErrorCode, ProcessLost, ServingError, StartupError
 from srt.heartbeat import Board, Heartbeat, process_name
 from srt.launch.rundir import private_directory, write_plan
 from srt.launch.start import make_plan
@@ -192,5 +192,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def encoded(body: Any) -> bytes:
-    """A body as JSON. Raises: TypeError if it has no JSON form."""
-    return msgspec.json.encode(body)
+    """A body as JSON. Raises: ServingError if a number is none; TypeError if something has no JSON form."""
+    try:
+        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+    except ValueError as error:
+        raise ServingError(ErrorCode.INVALID_REQUEST, f"the body is no JSON: {error}") from error

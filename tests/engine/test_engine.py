@@ -81,6 +81,10 @@ def test_what_http_refuses_is_raised_with_its_code_and_field(engine: srt.Engine)
     with pytest.raises(ServingError, match="600 tokens, the context length is 512"):
         list(engine.generate(input_ids=[[1] * 600], stream=True))
     assert engine.request("POST", "/no/such/route", {}).status == 404
+    with pytest.raises(ServingError, match="Out of range float"):
+        engine.generate("x", sampling_params={"temperature": float("nan")})
+    with pytest.raises(ValueError, match=r"text/event-stream.*events come by `stream`"):
+        engine.call("/v1/chat/completions", {"messages": QUESTION, "stream": True})
 
 
 def test_an_iterator_that_is_left_early_frees_its_request(engine: srt.Engine) -> None:
