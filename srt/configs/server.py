@@ -299,13 +299,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
     ] = 256 << 20
 
     device: Annotated[
-        str,
-        Option(
-            EXECUTION,
-            "Where the model runs; auto is a GPU if there is one. "
-            "A GPU is not the default until a whole server on one is verified.",
-            choices=("auto", "cpu", "cuda"),
-        ),
+        str, Option(EXECUTION, "Where the model runs; auto is a GPU if there is one.", choices=("auto", "cpu", "cuda"))
     ] = "cpu"
     tp_size: Annotated[
         int,
