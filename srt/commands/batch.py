@@ -9,13 +9,14 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn
+from typing import Any, BinaryIO, Final
 
 import aiohttp
 import msgspec
 import orjson
 from tqdm import tqdm
 
+from srt.command_line import CommandParser
 from srt.commands.servers import Server, reached
 from srt.errors import ProcessLost, StartupError
 
@@ -51,19 +52,12 @@ class Line(msgspec.Struct, frozen=True):
     method: str = "POST"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise StartupError(message)
-
-
 def parser() -> argparse.ArgumentParser:
     """The parser of `server batch`."""
-    made = _Parser(
-        prog="server batch",
+    made = CommandParser(
+        "server batch",
         description=ABOUT,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     made.add_argument("requests", type=Path, metavar="IN.jsonl", help="file of requests")
     made.add_argument("answers", type=Path, metavar="OUT.jsonl", help="file of answers; is added to")

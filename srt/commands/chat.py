@@ -11,10 +11,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn, TextIO
+from typing import Any, Final, TextIO
 
 import aiohttp
 
+from srt.command_line import CommandParser
 from srt.commands.servers import Server, reached
 from srt.errors import ProcessLost, ServingError, StartupError
 
@@ -38,19 +39,12 @@ HELP: Final = """\
 PROMPT: Final = "> "
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise StartupError(message)
-
-
 def parser() -> argparse.ArgumentParser:
     """The parser of `server chat`."""
-    made = _Parser(
-        prog="server chat",
+    made = CommandParser(
+        "server chat",
         description=ABOUT,
         epilog="in the conversation:\n" + HELP + "\n" + EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     made.add_argument("--url", help="a server that runs; without it one is started")
     made.add_argument("--api-key", metavar="KEY", help="the key of the server at --url; also read from SRT_API_KEY")

@@ -10,10 +10,11 @@ import argparse
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import msgspec
 
+from srt.command_line import CommandParser
 from srt.configs.foreign import FOREIGN, Foreign
 from srt.configs.server import NETWORK, Field, ServerConfig, fields
 from srt.errors import StartupError
@@ -48,11 +49,6 @@ class Launch(msgspec.Struct, frozen=True):
     notices: tuple[str, ...] = ()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise StartupError(message)
-
-
 class _Store(argparse.Action):
     """Keep the value; say so if the name is another server's."""
 
@@ -76,13 +72,11 @@ class _Answer(argparse.Action):
 
 def launch_parser() -> argparse.ArgumentParser:
     """The parser of `server launch`; values stay texts until `parse_launch` checks them."""
-    parser = _Parser(
-        prog="server launch",
+    parser = CommandParser(
+        "server launch",
         usage="server launch [--model-path DIR] [options]",
         description="Serve a checkpoint over HTTP: OpenAI's REST API and the native /generate.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.set_defaults(notices=[])
     parser.add_argument("--config", metavar="FILE", help="YAML file of options; the command line wins.")

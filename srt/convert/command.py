@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 from tqdm import tqdm
 
+from srt.command_line import CommandParser
 from srt.configs.models import checkpoint_directory, read_config
 from srt.configs.startup_table import human
 from srt.convert.run import FORMATS, Report, Request, convert
@@ -27,19 +28,12 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise StartupError(message)
-
-
 def parser() -> argparse.ArgumentParser:
     """The options of `server convert`."""
-    options = _Parser(
-        prog="server convert",
+    options = CommandParser(
+        "server convert",
         description="Write a checkpoint with its routed experts in another weight format, in the published layout.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     options.add_argument(
         "--model-path", type=checkpoint_directory, required=True, metavar="IN", help="checkpoint to read"

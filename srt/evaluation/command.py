@@ -6,9 +6,10 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final, NoReturn
+from typing import Final
 
 from srt.builtin.tasks import FAMILIES
+from srt.command_line import CommandParser
 from srt.errors import StartupError
 from srt.evaluation.ask import Answers, Questions, ask_all
 from srt.evaluation.score import Asked, score, table
@@ -36,11 +37,6 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise StartupError(message)
-
-
 def _bounded(least: float, most: float, kind: Callable[[str], float]) -> Callable[[str], float]:
     def convert(text: str) -> float:
         try:
@@ -56,12 +52,10 @@ def _bounded(least: float, most: float, kind: Callable[[str], float]) -> Callabl
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `server eval`."""
-    made = _Parser(
-        prog="server eval",
+    made = CommandParser(
+        "server eval",
         description=ABOUT,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     number = _bounded(1, 1_000_000, int)
     made.add_argument("--url", default="http://127.0.0.1:30000", help="where the server listens (default: %(default)s)")

@@ -8,10 +8,11 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 import msgspec
 
+from srt.command_line import CommandParser
 from srt.configs.arguments import parse_launch
 from srt.configs.device import read_device
 from srt.configs.drafting import draft_model_path
@@ -45,20 +46,13 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise StartupError(message)
-
-
 def parser() -> argparse.ArgumentParser:
     """What `server plan` takes beside the options of `server launch`."""
-    made = _Parser(
-        prog="server plan",
+    made = CommandParser(
+        "server plan",
         usage="server plan [--model-path DIR] [--gpus NxNAME] [--context N] [--concurrency C] [options of launch]",
         description=f"{ABOUT}{', '.join(PREFIX + name for name in PRESETS)}",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     known = ", ".join(GPU_MIB)
     made.add_argument("--gpus", metavar="NxNAME", help=f"{known}, or a size like 2x96GiB (default: this machine)")
