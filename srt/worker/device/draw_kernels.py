@@ -18,6 +18,8 @@ An *item* is one of a step's wanted logits; a *line*, one of a table with the se
 
 from __future__ import annotations
 
+from typing import Final
+
 import triton
 import triton.language as tl
 
@@ -35,6 +37,9 @@ SETTINGS = tl.constexpr(5)
 """Words of a line: top_k, seed; as float64 temperature, top_p, min_p."""
 GREEDY_BELOW = tl.constexpr(1e-6)
 NONE = tl.constexpr(2147483647)
+NUMBERS: Final = ["items"]
+COLUMNS: Final = ["rows", "emits", "wanted_rows", "wanted_offsets", "known"]
+"""What differs from plan to plan in value or alignment; nothing is compiled anew for it."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -118,7 +123,7 @@ def _band(
     return low, high, before, wanted
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)  # type: ignore[untyped-decorator]
 def narrow_kernel(
     logits: tl.tensor, stride: tl.tensor, values: tl.tensor, rows: tl.tensor, emits: tl.tensor, wanted_rows: tl.tensor,
     words: tl.tensor, reals: tl.tensor, edges: tl.tensor, held: tl.tensor, bands: tl.tensor, marks: tl.tensor,
@@ -132,9 +137,7 @@ def narrow_kernel(
     temperature, top_p = tl.load(reals + line + 2), tl.load(reals + line + 3)
     top_k = _counted(words, line, SIZE)
     if (temperature >= GREEDY_BELOW) & ((top_k > 0) | (top_p < 1.0)):
-        low, high, before, wanted = _band(
-            item, items, edges, held, bands, marks, top_k, top_p, COUNT, PADDED, ROUND
-        )
+        low, high, before, wanted = _band(item, items, edges, held, bands, marks, top_k, top_p, COUNT, PADDED, ROUND)
         at = ROUND * items + item
         if block == 0:
             tl.store(bands + at * 2, low)
@@ -171,7 +174,7 @@ def _edge(low: tl.tensor, high: tl.tensor, LEVEL: tl.constexpr, ROUND: tl.conste
     return edge
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)  # type: ignore[untyped-decorator]
 def gather_kernel(
     logits: tl.tensor, stride: tl.tensor, values: tl.tensor, rows: tl.tensor, emits: tl.tensor, wanted_rows: tl.tensor,
     words: tl.tensor, reals: tl.tensor, edges: tl.tensor, held: tl.tensor, bands: tl.tensor, marks: tl.tensor,
@@ -188,9 +191,7 @@ def gather_kernel(
     temperature, top_p = tl.load(reals + line + 2), tl.load(reals + line + 3)
     top_k = _counted(words, line, SIZE)
     if (temperature >= GREEDY_BELOW) & ((top_k > 0) | (top_p < 1.0)):
-        low, high, before, wanted = _band(
-            item, items, edges, held, bands, marks, top_k, top_p, COUNT, PADDED, ROUNDS
-        )
+        low, high, before, wanted = _band(item, items, edges, held, bands, marks, top_k, top_p, COUNT, PADDED, ROUNDS)
         if block == 0:
             at = ROUNDS * items + item
             tl.store(bands + at * 2, low)
@@ -252,7 +253,7 @@ def _search(
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """The smallest distance in (low, high] up to which `wanted` lies, of which `before` up to low; and what lies below
     it. Halves the integers between the smallest and the largest distance that it may be."""
-    amount, nothing, first = _look_everywhere(
+    _amount, _last, first = _look_everywhere(
         distance, logits, stride, values, item, end, temperature, low, high, tl.full((), -1, tl.int32), BY_COUNT, SIZE,
         TILE, COUNT, PADDED,
     )  # fmt: skip
@@ -266,14 +267,14 @@ def _search(
         enough = before + amount >= wanted
         last = tl.where(enough, nearest, last)
         first = tl.where(enough, first, following)
-    amount, nearest, following = _look_everywhere(
+    amount, _nearest, _following = _look_everywhere(
         distance, logits, stride, values, item, end, temperature, low, high, last - 1, BY_COUNT, SIZE, TILE, COUNT,
         PADDED,
     )  # fmt: skip
     return last.to(tl.float32, bitcast=True), before + amount
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)  # type: ignore[untyped-decorator]
 def cut_kernel(
     logits: tl.tensor, stride: tl.tensor, values: tl.tensor, rows: tl.tensor, emits: tl.tensor, wanted_rows: tl.tensor,
     words: tl.tensor, reals: tl.tensor, bands: tl.tensor, marks: tl.tensor, items: tl.tensor, kept: tl.tensor,
@@ -302,9 +303,7 @@ def cut_kernel(
         if most <= ROOM:
             block = places // ROOM
             number = tl.load(counts + item * COUNT + block, mask=block < COUNT, other=0)
-            distance = tl.load(
-                kept + item * COUNT * ROOM + places, mask=places % ROOM < number, other=float("inf")
-            )
+            distance = tl.load(kept + item * COUNT * ROOM + places, mask=places % ROOM < number, other=float("inf"))
         else:
             distance = _distances(logits, stride, values, item, 0, temperature, SIZE, TILE, COUNT, PADDED)
         if top_k > 0:
@@ -316,7 +315,7 @@ def cut_kernel(
             if top_p < 1.0:
                 # What top_k kept is the whole that top_p takes its share of.
                 lowest = tl.full((), -1.0, tl.float32)
-                inner, nothing, beyond = _look_everywhere(
+                inner, _last, _following = _look_everywhere(
                     distance, logits, stride, values, item, end, temperature, lowest, cut,
                     cut.to(tl.int32, bitcast=True) - 1, False, SIZE, TILE, COUNT, PADDED,
                 )  # fmt: skip
@@ -336,7 +335,7 @@ def cut_kernel(
     tl.store(ties + item, own)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)  # type: ignore[untyped-decorator]
 def sum_kernel(
     logits: tl.tensor, stride: tl.tensor, values: tl.tensor, rows: tl.tensor, emits: tl.tensor, wanted_rows: tl.tensor,
     reals: tl.tensor, cuts: tl.tensor, sums: tl.tensor, equals: tl.tensor, FILTERED: tl.constexpr, SIZE: tl.constexpr,
@@ -359,7 +358,7 @@ def sum_kernel(
         tl.store(sums + item * COUNT + block, tl.sum(masses, axis=0))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)  # type: ignore[untyped-decorator]
 def pick_kernel(
     logits: tl.tensor, stride: tl.tensor, values: tl.tensor, places: tl.tensor, rows: tl.tensor, emits: tl.tensor,
     wanted_rows: tl.tensor, wanted_offsets: tl.tensor, known: tl.tensor, words: tl.tensor, reals: tl.tensor,

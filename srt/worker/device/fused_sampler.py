@@ -22,7 +22,7 @@ TILE: Final = 8192
 
 
 @dataclass(frozen=True)
-class Item:
+class Asked:
     """What all kernels of a draw are given."""
 
     logits: Tensor
@@ -50,7 +50,7 @@ class FusedSampler:
         """As `Sampler` says."""
         items, size = logits.shape
         blocks = triton.cdiv(size, self._columns)
-        sizes = dict(SIZE=size, BLOCK=self._columns, COUNT=blocks, PADDED=triton.next_power_of_2(blocks))
+        sizes = {"SIZE": size, "BLOCK": self._columns, "COUNT": blocks, "PADDED": triton.next_power_of_2(blocks)}
         out = logits.new_empty(items, dtype=torch.int64)
         finite = logits.new_empty(items, dtype=torch.int32)
         values = logits.new_empty(items, blocks, dtype=torch.float32)
@@ -58,25 +58,26 @@ class FusedSampler:
         block_max_kernel[items, blocks](
             logits, logits.stride(0), values, places, SIZE=size, BLOCK=self._columns, num_warps=8, **self._launch
         )
-        item = Item(logits, values, step, settings)
-        cuts, ties = self._cut(item, sizes) if filtered else (values, places)
-        sums, equals = logits.new_empty(2, items, blocks, dtype=torch.int64)
+        asked = Asked(logits, values, step, settings)
+        cuts, ties = self._cut(asked, sizes) if filtered else (values, places)
+        sums = logits.new_empty(items, blocks, dtype=torch.int64)
+        equals = torch.empty_like(sums) if filtered else sums
         kernels.sum_kernel[items, blocks](
-            *item.arguments, settings.reals, cuts, sums, equals, FILTERED=filtered, **sizes, num_warps=8,
+            *asked.arguments, settings.reals, cuts, sums, equals, FILTERED=filtered, **sizes, num_warps=8,
             **self._launch,
         )  # fmt: skip
         layout = step.layout
         kernels.pick_kernel[items,](
-            *item.arguments[:3], places, *item.arguments[3:], layout.wanted_offsets, step.known, settings.words,
+            *asked.arguments[:3], places, *asked.arguments[3:], layout.wanted_offsets, step.known, settings.words,
             settings.reals, cuts, ties, sums, equals, out, finite, FILTERED=filtered, **sizes, num_warps=8,
             **self._launch,
         )  # fmt: skip
         return out, finite
 
-    def _cut(self, item: Item, sizes: dict[str, int]) -> tuple[Tensor, Tensor]:
+    def _cut(self, asked: Asked, sizes: dict[str, int]) -> tuple[Tensor, Tensor]:
         """What top_k and top_p leave of each row: the distance of the last kept, [L] float32, and how many of the
         tokens at that distance are kept, [L] int64."""
-        logits, blocks = item.logits, sizes["COUNT"]
+        logits, blocks = asked.logits, sizes["COUNT"]
         items, rounds, levels = len(logits), kernels.ROUNDS.value, kernels.LEVELS.value
         room = self._tile // sizes["PADDED"]
         edges = logits.new_empty(rounds, items, levels, dtype=torch.float32)
@@ -86,7 +87,7 @@ class FusedSampler:
         kept = logits.new_empty(items, blocks, room, dtype=torch.float32)
         counts = logits.new_empty(items, blocks, dtype=torch.int32)
         cuts, ties = logits.new_empty(items, dtype=torch.float32), logits.new_empty(items, dtype=torch.int64)
-        given = *item.arguments, item.settings.words, item.settings.reals
+        given = *asked.arguments, asked.settings.words, asked.settings.reals
         for number in range(rounds):
             kernels.narrow_kernel[items, blocks](
                 *given, edges, held, bands, marks, items, ROUND=number, **sizes, num_warps=8, **self._launch
