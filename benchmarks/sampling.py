@@ -3,9 +3,9 @@
     python -m benchmarks.sampling --rows 1,8,64,256 --out results.jsonl
 
 Logits are random, bfloat16, of the standard deviation that `--spread` names: with 3 top_p keeps some thousands of
-tokens, with 1 or less most. A figure is the median of replays of a CUDA graph that holds some draws, divided by their number.
-Before anything is timed, tokens of both are compared. They may differ where a number falls within the rounding of a
-sum, which is the more often the more tokens there are to choose from: one draw in a hundred for a hundred thousand.
+tokens, with 1 or less most. A figure is the median of replays of a CUDA graph that holds some draws, divided by their
+number. Before anything is timed, tokens of both are compared. They may differ where a number falls within the rounding
+of a sum: one draw in a hundred, where there are a hundred thousand tokens to choose from.
 """
 
 from __future__ import annotations
