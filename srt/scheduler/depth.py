@@ -86,7 +86,7 @@ class DepthControl:
     """Says of each step how many tokens a row may guess: all that the drafter has, or none."""
 
     def __init__(self, drafts: int) -> None:
-        self._drafts = drafts
+        self.drafts = drafts
         self._sizes: dict[int, Size] = {}
 
     def _size(self, rows: int) -> Size:
@@ -94,17 +94,17 @@ class DepthControl:
 
     def depth(self, rows: int) -> int:
         """Guesses that each of so many decoding rows may check."""
-        if not self._drafts:
+        if not self.drafts:
             return 0
         size = self._size(rows)
-        return self._drafts if size.guessing != size.tries else 0
+        return self.drafts if size.guessing != size.tries else 0
 
     def guesses(self, rows: int) -> bool:
         """Whether guesses that are made in a step of so many decoding rows may be wanted in the next.
 
         While guessing pays they are made in every step: draft modules must see all tokens to guess well.
         """
-        if not self._drafts:
+        if not self.drafts:
             return False
         size = self._size(rows)
         return size.guessing or size.tries
@@ -114,5 +114,5 @@ class DepthControl:
 
         `guess_us` of its time went into guesses for the next one: a step that does without has no use for them.
         """
-        if self._drafts:
+        if self.drafts:
             self._size(rows).observe(drafted > 0, tokens, elapsed_us if drafted else elapsed_us - guess_us)
