@@ -179,7 +179,7 @@ class EventWriter:
 
 
 class Generate:
-    """The endpoint."""
+    """`/generate`: answer a prompt or a batch of them, given as text, token ids, or text with images."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -217,7 +217,7 @@ class CompletionWriter:
 
 
 class Completions:
-    """The endpoint of /v1/completions."""
+    """`/v1/completions`: go on with a text or token ids, as OpenAI's older clients ask for it."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
