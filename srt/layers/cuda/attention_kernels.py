@@ -96,7 +96,7 @@ def weigh(
     return new, sums, total
 
 
-@jit(do_not_specialize_on_alignment=["block_row", "block_first"])
+@jit()
 def attend_kernel(
     q: tl.tensor, keys: tl.tensor, values: tl.tensor, gates: tl.tensor, gate_stride: tl.tensor, out: tl.tensor,
     part_out: tl.tensor, part_sums: tl.tensor, query_starts: tl.tensor, kv_lens: tl.tensor, table: tl.tensor,

@@ -23,9 +23,11 @@ import torch
 import triton
 from torch import Tensor
 from triton import AsyncCompileMode, knobs
+from triton.runtime import _async_compile
 
 from srt.configs.step3p7 import LayerConfig, TextConfig
 from srt.distributed import TensorGroup
+from srt.layers.cuda.jit import Kernel
 from srt.layers.parameter import Parameters
 from srt.worker.device.layout import layout_of
 from srt.worker.device.passes import Passes
@@ -97,8 +99,9 @@ class Ahead:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         hits = list[bool]()
-        with knobs.compilation.scope(), ThreadPoolExecutor(self._threads, "compiler") as compilers:
+        with knobs.compilation.scope(), knobs.runtime.scope(), ThreadPoolExecutor(self._threads) as compilers:
             knobs.compilation.listener = lambda cache_hit, **_: hits.append(cache_hit)
+            knobs.runtime.jit_cache_hook = _refuse_others
             with torch.inference_mode(), _Asking(compilers, ignore_errors=True) as asking, META:
                 passes = self._build()
                 for shape in self._shapes:
@@ -111,6 +114,14 @@ class Ahead:
             self._note.write(str(wanted))
         took = f"{time.perf_counter() - began:.1f} s on {self._threads} cores"
         return f"{hits.count(False)} of {wanted} compiled in {took}, into {knobs.cache.dir}"
+
+
+def _refuse_others(*, fn: Any, **_: object) -> bool:
+    """Called before a kernel is compiled. One that would be launched on tensors without memory would end the GPU's
+    context; kernels of other threads are none of ours."""
+    if _async_compile.active_mode.get() is not None and not isinstance(fn.jit_function, Kernel):
+        raise TypeError(f"{fn.name} is not declared with srt.layers.cuda.jit")
+    return False
 
 
 class _Asking(AsyncCompileMode):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,14 @@ def test_steps_of_any_number_of_tokens_need_no_kernels_but_those_of_the_start(tm
     assert "needed beside" not in told.stdout
     counts = {line.split()[0]: int(line.split()[1]) for line in told.stdout.splitlines()}
     assert counts["attend_kernel"] > 1 and counts["gate_up_kernel"] > 1 and counts["begin_kernel"] == 3
+
+
+def test_every_kernel_that_is_launched_can_be_compiled_ahead() -> None:
+    sources = [path for folder in ("srt", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+    found = [re.findall(r"^@(\S+?)[(\s](?:[^@]*?)^def (\w+_kernel)\(", path.read_text(), re.M) for path in sources]
+    declared = [pair for pairs in found for pair in pairs]
+    assert len(declared) > 15
+    assert {decorator for decorator, _ in declared} == {"jit"}, declared
 
 
 def test_a_start_that_finds_its_note_compiles_nothing(tmp_path: Path) -> None:
