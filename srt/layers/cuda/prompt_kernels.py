@@ -115,7 +115,7 @@ def some_keys(
     return largest, sums, total
 
 
-@jit(do_not_specialize_on_alignment=["tile_first"])
+@jit(do_not_specialize_on_alignment=["tile_row", "tile_first"])
 def prompt_kernel(
     q: tl.tensor, keys: tl.tensor, values: tl.tensor, gates: tl.tensor, gate_stride: tl.tensor, out: tl.tensor,
     tile_row: tl.tensor, tile_first: tl.tensor, query_starts: tl.tensor, kv_lens: tl.tensor, table: tl.tensor,
