@@ -6,7 +6,7 @@ stands, which its noise depends on, is known on the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from srt.configs.memory import DRAWN_ROWS
 from srt.layers.ops import Ops
 from srt.messages import RowStart, SamplingSpec
 from srt.worker.device.layout import Ints, offsets_within, upload
@@ -34,6 +35,12 @@ class Draws:
     """[3, D] float64: temperature, top_p, min_p."""
     filtered: bool
     """Whether any has a top_k or top_p."""
+
+    def parts(self, most: int) -> Iterator[Draws]:
+        """At most so many at a time: drawing takes a dozen times the memory of the logits."""
+        for start in range(0, len(self.at), most):
+            part = slice(start, start + most)
+            yield Draws(self.at[part], self.integers[:, part], self.reals[:, part], self.filtered)
 
 
 class RowSampling:
@@ -79,7 +86,9 @@ def sample(logits: Tensor, positions: Tensor, draws: Draws | None, ops: Ops) -> 
     tokens, finite = ops.largest(logits)
     if draws is None:
         return tokens, finite
-    return tokens.index_copy(0, draws.at, draw(logits[draws.at].float(), positions[draws.at], draws)), finite
+    for some in draws.parts(DRAWN_ROWS):
+        tokens = tokens.index_copy(0, some.at, draw(logits[some.at].float(), positions[some.at], some))
+    return tokens, finite
 
 
 def draw(logits: Tensor, positions: Tensor, draws: Draws) -> Tensor:
