@@ -26,6 +26,7 @@ from srt.layers.cpu.kernels import load_kernels
 from srt.layers.gpu import current_gpu
 from srt.layers.moe.backends import Candidate, RunnerChoice, candidates, choose_runner
 from srt.layers.moe.placement import place
+from srt.layers.ops import Ops
 from srt.layers.parameter import Parameters, nested
 from srt.layers.quant.registry import format_of
 from srt.layers.toolkit import Toolkit
@@ -40,6 +41,7 @@ from srt.worker.device.mtp import DeviceProposer, DeviceWindows, NoDeviceGuesses
 from srt.worker.device.passes import Passes
 from srt.worker.device.rows import DeviceRows
 from srt.worker.device.runner import DeviceRunner
+from srt.worker.device.sampler import Sampler, TorchSampler
 from srt.worker.drafting import build_draft, build_proposer, checkpoint_source, with_draft_layers
 from srt.worker.grammars import RowGrammars, open_grammars
 from srt.worker.image_features import ImageFeatures
@@ -294,7 +296,8 @@ def passes_without_memory(built: Built) -> Passes:
     main = [kv[layer.index] for layer in text.layers]
     parts = Parts(model, draft, main, kv[built.config.text.main_layers :], tools, None, text.hidden_size)
     rows, proposer = _device_rows(built.picks.engine.key, plan, META, parts)
-    return Passes(model, main, rows, tools.ops, proposer)
+    sampler = build_sampler(built.picks.engine.key, tools.ops)
+    return Passes(model, main, rows, tools.ops, proposer, sampler)
 
 
 def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
@@ -342,7 +345,8 @@ def _engine(
         return Runner(model, kv, rows, ops, images, guesses, grammars)
     device_rows, proposer = _device_rows(kind, plan, device, parts)
     shape = (plan.drafting.drafts, plan.chunked_prefill_size) if kind == "graphs" else None
-    return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape)
+    sampler = build_sampler(kind, ops)
+    return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape, sampler)
 
 
 def _device_rows(kind: str, plan: RuntimePlan, device: torch.device, parts: Parts) -> tuple[DeviceRows, DeviceProposer]:
@@ -361,6 +365,15 @@ def build_rows(kind: str) -> type[DeviceRows]:
     from srt.worker.device.fused_rows import FusedRows
 
     return FusedRows
+
+
+def build_sampler(kind: str, ops: Ops) -> Sampler:
+    """Draws of a few kernels where there is Triton."""
+    if kind == "device":
+        return TorchSampler(ops)
+    from srt.worker.device.fused_sampler import FusedSampler
+
+    return FusedSampler(current_gpu())
 
 
 def load_weights(
