@@ -109,10 +109,9 @@ class Work(NamedTuple):
 def step_bytes(model: ModelFacts, work: Work, spread: Spread) -> int:
     """What the largest step of one rank needs: activations of all its tokens, or, when these are gone, logits and what
     drawing from them takes."""
-    drawn = min(work.logits, DRAWN_ROWS) * DRAWN_BYTES * model.activations.logit_values
     sampling = work.tokens * model.activations.hidden_values * spread.item_bytes + _logit_bytes(model, work, spread)
     guessed = work.rows * model.activations.logit_values * spread.item_bytes * (work.modules > 1)
-    busiest = max(_layer_bytes(model, work.tokens, work.modules, spread) + guessed, sampling + drawn)
+    busiest = max(_layer_bytes(model, work.tokens, work.modules, spread) + guessed, sampling + work.logits * DRAW_BYTES)
     return busiest + LIBRARY_BYTES + work.tokens * TOKEN_BYTES
 
 
@@ -164,10 +163,8 @@ def graph_bytes(model: ModelFacts, work: Work, spread: Spread) -> int:
 
 FINE: Final = 8
 """Up to so many rows every number has a record; beyond, an eighth of the number may be filled up."""
-DRAWN_ROWS: Final = 64
-"""Rows of logits that are drawn from at once, on a GPU."""
-DRAWN_BYTES: Final = 48
-"""For each of their numbers: float32 copies, a sorted one with its places, and what sorting needs."""
+DRAW_BYTES: Final = 40 << 10
+"""What drawing from a row of logits takes beside them."""
 LIBRARY_BYTES: Final = 32 << 20
 """What cuBLAS works in."""
 TOKEN_BYTES: Final = 192
