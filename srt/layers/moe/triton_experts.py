@@ -144,7 +144,7 @@ class TritonExperts:
         What either stream allocates it also uses last, or the other has been waited for: no block is handed out early.
         """
         if not hidden.is_cuda:
-            pairs, dense = self._pairs(hidden, choice, experts), self.run_shared(hidden, shared)
+            dense, pairs = self.run_shared(hidden, shared), self._pairs(hidden, choice, experts)
             return self._combine(pairs, choice, experts.shape, dense)
         here, other = torch.cuda.current_stream(), self._stream()
         other.wait_stream(here)
@@ -251,7 +251,8 @@ def _constants(tile: Tile, x: Tensor) -> dict[str, Any]:
     """Compile-time constants of a tile. Two codes at a time need a GPU and bfloat16."""
     return {
         "COLUMNS": tile.columns, "STEP": tile.step, "JOINED": tile.joined, "TMA": tile.tma,
-        "PACKED": x.is_cuda and x.dtype is torch.bfloat16, "num_warps": tile.warps, "num_stages": tile.stages,
+        "PACKED": x.device.type != "cpu" and x.dtype is torch.bfloat16,
+        "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
 
 
