@@ -75,11 +75,12 @@ def test_a_drafter_that_becomes_good_is_used_again() -> None:
 
 def test_a_drafter_that_is_never_right_is_shown_no_prompts_until_it_is_right() -> None:
     machine = Machine()
-    assert machine.control.reads_prompts, "nothing is known of it yet"
+    shown = [machine.control.reads_prompts]
     machine.run(8, 2000, tokens_a_row=1.0, plain_us=100, checking_us=140, guess_us=40)
-    assert not machine.control.reads_prompts
+    shown.append(machine.control.reads_prompts)
     machine.run(8, 20_000, tokens_a_row=2.0, plain_us=100, checking_us=140, guess_us=40)
-    assert machine.control.reads_prompts
+    shown.append(machine.control.reads_prompts)
+    assert shown == [True, False, True]
 
 
 def test_a_drafter_that_is_right_but_does_not_pay_is_shown_prompts() -> None:
