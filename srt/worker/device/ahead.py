@@ -193,4 +193,4 @@ class Lookalike(TensorGroup):
 
     def all_gather(self, x: Tensor) -> Tensor:
         """As wide as the others' parts would make it."""
-        return torch.cat([x] * self.size, dim=-1)
+        return x if self.size == 1 else torch.cat([x] * self.size, dim=-1)
