@@ -10,17 +10,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from srt.layers.cuda.launch import take_over
 from srt.layers.cuda.ops import TritonOps
 from srt.layers.ops import Choice
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def draw_kernel(
-    x: tl.tensor, stride: tl.tensor, ids: tl.tensor, EXPERTS: tl.constexpr, TOP_K: tl.constexpr, PADDED_K: tl.constexpr
+    x: tl.tensor,
+    stride: tl.tensor,
+    ids: tl.tensor,
+    EXPERTS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    PADDED_K: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
     """Distinct experts of one token, from the bits of its hidden state. EXPERTS has no prime factors but 2 and 3."""
     token = tl.program_id(0).to(tl.int64)
     places = tl.arange(0, 32)
+    take_over(PDL)
     bits = tl.load(x + token * stride + places).to(tl.int16, bitcast=True).to(tl.uint32)
     mixed = tl.sum((bits + 1) * (places.to(tl.uint32) * 2 + 1) * 0x9E3779B1, axis=0)
     mixed = (mixed ^ (mixed >> 15)) * 0x85EBCA77
@@ -41,6 +49,6 @@ class UniformOps(TritonOps):
         if len(x):
             draw_kernel[len(x),](
                 x, x.stride(0), choice.ids, EXPERTS=packed.shape[0], TOP_K=top_k,
-                PADDED_K=triton.next_power_of_2(top_k), num_warps=1,
+                PADDED_K=triton.next_power_of_2(top_k), num_warps=1, **self._launch,
             )  # fmt: skip
         return choice
