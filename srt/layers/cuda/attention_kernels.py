@@ -15,7 +15,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 E4M3_MAX = tl.constexpr(448.0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])  # type: ignore[untyped-decorator]
 def store_kernel(
     qkv: tl.tensor, stride: tl.tensor, positions: tl.tensor, slots: tl.tensor, rope: tl.tensor, q_norm: tl.tensor,
     k_norm: tl.tensor, k_scale: tl.tensor, v_scale: tl.tensor, q: tl.tensor, keys: tl.tensor, values: tl.tensor,
@@ -95,7 +95,7 @@ def weigh(
     return new, sums, total
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize_on_alignment=["block_row", "block_first"])  # type: ignore[untyped-decorator]
 def attend_kernel(
     q: tl.tensor, keys: tl.tensor, values: tl.tensor, gates: tl.tensor, gate_stride: tl.tensor, out: tl.tensor,
     part_out: tl.tensor, part_sums: tl.tensor, block_row: tl.tensor, block_first: tl.tensor, query_starts: tl.tensor,

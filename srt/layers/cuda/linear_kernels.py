@@ -32,7 +32,7 @@ def vector_kernel(
     tl.store(out + row, tl.sum(total, axis=1).to(out.dtype.element_ty), mask=live)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator]
 def rows_kernel(
     x: tl.tensor, x_stride: tl.tensor, weight: tl.tensor, out: tl.tensor, count: tl.tensor, outputs: tl.tensor,
     K: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,

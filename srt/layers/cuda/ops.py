@@ -69,6 +69,7 @@ class TritonOps:
         rows, columns = (max(16, min(64, triton.next_power_of_2(tokens))), 16 if tokens <= 64 else 32)
         blocks = triton.cdiv(tokens, rows) * triton.cdiv(experts, columns)
         shares = max(1, min(MOST_SHARES, ROUTER_PROGRAMS // blocks, triton.cdiv(size, ROUTER_STEP)))
+        shares = 1 << (shares.bit_length() - 1)  # each number is compiled for
         share = triton.cdiv(triton.cdiv(size, shares), ROUTER_STEP) * ROUTER_STEP
         partial = torch.empty(shares, tokens, experts, dtype=torch.float32, device=x.device)
         kernels.router_logits_kernel[triton.cdiv(tokens, rows), triton.cdiv(experts, columns), shares](

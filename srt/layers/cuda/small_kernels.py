@@ -49,7 +49,7 @@ def gated_silu_kernel(
     tl.store(out + row * WIDTH + columns, (activated * up).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["tokens"])  # type: ignore[untyped-decorator]
 def router_logits_kernel(
     x: tl.tensor, x_stride: tl.tensor, weight: tl.tensor, partial: tl.tensor, tokens: tl.tensor, SIZE: tl.constexpr,
     EXPERTS: tl.constexpr, SHARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
@@ -83,7 +83,7 @@ def router_logits_kernel(
     tl.store(target, total, mask=live[:, None] & inside[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["tokens"])  # type: ignore[untyped-decorator]
 def choose_kernel(
     partial: tl.tensor, bias: tl.tensor, ids: tl.tensor, weights: tl.tensor, tokens: tl.tensor, factor: tl.tensor,
     EXPERTS: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr, TOP_K: tl.constexpr, PADDED_K: tl.constexpr,

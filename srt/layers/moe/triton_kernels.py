@@ -332,7 +332,7 @@ def down_kernel(
         tl.store(target, total.to(out.dtype.element_ty), mask=mine[None, :] & inside[:, None])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["pairs"])  # type: ignore[untyped-decorator]
 def activate_kernel(
     parts: tl.tensor, inner: tl.tensor, pairs: tl.tensor, limit: tl.tensor, WIDTH: tl.constexpr,
     SHARES: tl.constexpr, CLAMP: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr,

@@ -32,8 +32,7 @@ class FusedRows(DeviceRows):
             layout.rows, layout.counts, layout.widths, layout.drafts, layout.emits, layout.token_rows, layout.offsets,
             self.state, self.tokens, self.tokens.stride(0), self.tables, self.tables.stride(0), self.tables.stride(1),
             self.context_length - 1, starts, kv_lens, known, drafted, fault, ids, positions, slots,
-            R=rows, E=emits, T=tokens, GROUPS=len(self.tables), PAGE=self.page_size, ROWS=_power(rows),
-            EMITS=_power(emits), TOKENS=_power(tokens), num_warps=8 if tokens > 128 else 4,
+            R=rows, E=emits, T=tokens, GROUPS=len(self.tables), PAGE=self.page_size, **_room(max(tokens, rows)),
         )  # fmt: skip
         batch = ForwardBatch(
             input_ids=ids, positions=positions, query_starts=layout.query_starts,
@@ -54,12 +53,13 @@ class FusedRows(DeviceRows):
         kernels.end_kernel[1,](
             layout.rows, layout.counts, layout.firsts, step.starts, step.known, step.drafted, step.fault, sampled,
             finite, self.state, self.tokens, self.tokens.stride(0), self.nobody, columns[0], columns[1], columns[2],
-            report, R=rows, WANTED=wanted, DEPTH=layout.depth, ROWS=_power(rows), LOGITS=_power(wanted),
+            report, R=rows, WANTED=wanted, DEPTH=max(self.drafts, layout.depth) if layout.depth else 0, **_room(wanted),
         )  # fmt: skip
         computed, known, accepted = columns.unbind()
         return DeviceOutcome(step, computed, known, accepted, report)
 
 
-def _power(number: int) -> int:
-    """Room for so many: one of three sizes, or each number would be compiled for."""
-    return next(size for size in (16, 256, MOST_TOKENS) if size >= number)
+def _room(number: int) -> dict[str, int]:
+    """Room for so many lines: one of three sizes, or each number would be compiled for."""
+    most = next(size for size in (16, 256, MOST_TOKENS) if size >= number)
+    return {"MOST": most, "num_warps": 4 if most == 16 else 8}

@@ -10,24 +10,30 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["R", "E", "T"])  # type: ignore[untyped-decorator]
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["R", "E", "T"],
+    do_not_specialize_on_alignment=[
+        "rows", "counts", "widths", "drafts", "emits", "token_rows", "offsets", "starts", "known", "drafted", "fault",
+        "ids", "positions", "slots",
+    ],
+)  # fmt: skip
 def begin_kernel(
     rows: tl.tensor, counts: tl.tensor, widths: tl.tensor, drafts: tl.tensor, emits: tl.tensor, token_rows: tl.tensor,
     offsets: tl.tensor, state: tl.tensor, tokens: tl.tensor, tokens_stride: tl.tensor, tables: tl.tensor,
     group_stride: tl.tensor, line_stride: tl.tensor, last: tl.tensor, starts: tl.tensor, kv_lens: tl.tensor,
     known: tl.tensor, drafted: tl.tensor, fault: tl.tensor, ids: tl.tensor, positions: tl.tensor, slots: tl.tensor,
     R: tl.tensor, E: tl.tensor, T: tl.tensor, GROUPS: tl.constexpr, PAGE: tl.constexpr,
-    ROWS: tl.constexpr, EMITS: tl.constexpr, TOKENS: tl.constexpr,
+    MOST: tl.constexpr,
 ) -> None:  # fmt: skip
     """What a layout means now: starts, lengths, guesses to check; ids, positions and slots of all tokens."""
-    r = tl.arange(0, ROWS)
+    r = tl.arange(0, MOST)
     row = tl.load(rows + r, mask=r < R, other=0)
     start = tl.load(state + row * 3, mask=r < R, other=0)
     sure = start + tl.load(counts + r, mask=r < R, other=0)
     wrong = tl.sum(((sure > tl.load(state + row * 3 + 1, mask=r < R, other=0)) & (r < R)).to(tl.int32), axis=0)
     tl.store(starts + r, start, mask=r < R)
     tl.store(kv_lens + r, (start + tl.load(widths + r, mask=r < R, other=0)).to(tl.int32), mask=r < R)
-    e = tl.arange(0, EMITS)
+    e = tl.arange(0, MOST)
     at = tl.load(emits + e, mask=e < E, other=0)
     line = state + tl.load(rows + at, mask=e < E, other=0) * 3
     there = tl.load(line + 1, mask=e < E, other=0)
@@ -37,7 +43,7 @@ def begin_kernel(
     guesses = tl.minimum(tl.load(drafts + e, mask=e < E, other=0), tl.load(line + 2, mask=e < E, other=0))
     tl.store(drafted + e, guesses, mask=e < E)
     tl.store(fault, tl.minimum(wrong, 1).to(tl.int64))
-    t = tl.arange(0, TOKENS)
+    t = tl.arange(0, MOST)
     own = tl.load(rows + tl.load(token_rows + t, mask=t < T, other=0), mask=t < T, other=0)
     position = tl.load(state + own * 3, mask=t < T, other=0) + tl.load(offsets + t, mask=t < T, other=0)
     position = tl.minimum(position, last)
@@ -49,21 +55,25 @@ def begin_kernel(
         tl.store(slots + group * T + t, slot, mask=t < T)
 
 
-@triton.jit(do_not_specialize=["R", "WANTED"])  # type: ignore[untyped-decorator]
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["R", "WANTED", "nobody"],
+    do_not_specialize_on_alignment=[
+        "rows", "counts", "firsts", "starts", "known", "drafted", "fault", "sampled", "computed", "after", "accepted",
+    ],
+)  # fmt: skip
 def end_kernel(
     rows: tl.tensor, counts: tl.tensor, firsts: tl.tensor, starts: tl.tensor, known: tl.tensor, drafted: tl.tensor,
     fault: tl.tensor, sampled: tl.tensor, finite: tl.tensor, state: tl.tensor, tokens: tl.tensor,
     tokens_stride: tl.tensor, nobody: tl.tensor, computed: tl.tensor, after: tl.tensor, accepted: tl.tensor,
-    report: tl.tensor, R: tl.tensor, WANTED: tl.tensor, DEPTH: tl.constexpr, ROWS: tl.constexpr,
-    LOGITS: tl.constexpr,
+    report: tl.tensor, R: tl.tensor, WANTED: tl.tensor, DEPTH: tl.constexpr, MOST: tl.constexpr,
 ) -> None:  # fmt: skip
     """What a step in which every row sampled leaves in the rows, and the report on it."""
-    r = tl.arange(0, ROWS)
+    r = tl.arange(0, MOST)
     live = r < R
     row = tl.load(rows + r, mask=live, other=0)
     there, checked = tl.load(known + r, mask=live, other=0), tl.load(drafted + r, mask=live, other=0)
     first = tl.load(firsts + r, mask=live, other=0)
-    right = tl.zeros((ROWS,), tl.int64)
+    right = tl.zeros((MOST,), tl.int64)
     agreed = live
     for place in tl.static_range(DEPTH):
         guess = tl.load(tokens + row * tokens_stride + there + place, mask=live, other=0).to(tl.int64)
@@ -80,7 +90,7 @@ def end_kernel(
     tl.store(computed + r, done, mask=live)
     tl.store(after + r, there + right + 1, mask=live)
     tl.store(accepted + r, right, mask=live)
-    at = tl.arange(0, LOGITS)
+    at = tl.arange(0, MOST)
     tl.store(report + at, tl.load(sampled + at, mask=at < WANTED, other=0), mask=at < WANTED)
     bad = tl.sum((tl.load(finite + at, mask=at < WANTED, other=1) == 0).to(tl.int32), axis=0)
     tl.store(report + WANTED + r, right + 1, mask=live)

@@ -70,7 +70,7 @@ class DeviceRows:
     ) -> None:
         pages = -(-context_length // page_size)
         self.device, self.page_size = device, page_size
-        self.nobody = rows
+        self.nobody, self.drafts = rows, drafts
         self.context_length = context_length
         self.state = torch.zeros(rows + 1, 3, dtype=torch.int64, device=device)
         self.tokens = torch.zeros(rows + 1, context_length + 1 + drafts, dtype=torch.int32, device=device)
