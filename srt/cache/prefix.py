@@ -172,7 +172,8 @@ class PrefixCache:
         """
         if self._share:
             self._grow(lease, token_ids, known // self.page_size)
-            self._show(lease, min(known, len(token_ids) // 4 - self.look_ahead) // self.page_size)
+            if self.tree.needed < len(self.groups):
+                self._show(lease, min(known, len(token_ids) // 4 - self.look_ahead) // self.page_size)
         for group, _ in self.tree.reaches:
             self._slide(lease, group, min(self._first_page(settled, group), lease.pages))
 

@@ -68,7 +68,7 @@ def grant(state: SchedulerState, draft: Draft, request: Request, row: Row, wante
         draft.starved = True
         return
     emits = row.computed + count == request.known + row.pending < request.limit_tokens
-    guesses = affordable_guesses(state, draft, request, row, count) if emits and count == 1 else 0
+    guesses = affordable_guesses(state, draft, request, row, count) if draft.depth and emits and count == 1 else 0
     state.cache.reserve(row.lease, row.computed + count + guesses)
     row.computed += count + guesses
     row.in_flight += 1

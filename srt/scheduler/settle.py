@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from srt.errors import ErrorCode, ProcessLost
-from srt.messages import Emission, Finish, ImageWork, Logprobs, RowEnding, RowLogprobs, StepResult
-from srt.scheduler.life import Scores, close, count_if_freed, emit, fail, leave_if_settled
+from srt.messages import Emission, Finish, ImageWork, RowEnding, RowLogprobs, StepResult
+from srt.scheduler.life import NO_SCORES, Scores, close, count_if_freed, emit, fail, leave_if_settled
 from srt.scheduler.request import Phase, Request, Row
 from srt.scheduler.state import Grant, SchedulerState
-
-NO_LOGPROBS: Final = RowLogprobs(-1)
 
 
 def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emission]:
@@ -54,7 +50,7 @@ def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emiss
                 )
         if drafted:
             observe(state, grant.request, drafted, len(tokens) - 1)
-        emission = settle_row(state, grant, tokens, now_ns, logprobs.get(place, NO_LOGPROBS), ending)
+        emission = settle_row(state, grant, tokens, now_ns, logprobs.get(place), ending)
         if emission is not None:
             emissions.append(emission)
     return emissions
@@ -82,7 +78,7 @@ def settle_row(
     grant: Grant,
     tokens: tuple[int, ...],
     now_ns: int,
-    logprobs: RowLogprobs = NO_LOGPROBS,
+    logprobs: RowLogprobs | None = None,
     ending: RowEnding | None = None,
 ) -> Emission | None:
     """One row of a step. Tokens of a row that drains are dropped: its request has ended, or will sample them again."""
@@ -92,35 +88,37 @@ def settle_row(
     row.computed -= grant.drafts - right
     row.in_flight -= 1
     accepted: tuple[int, ...] = ()
-    finish, prompt = None, None
+    finish, scores = None, NO_SCORES
     if request.phase is Phase.RUNNING:
         row.pending -= grant.emits + grant.drafts
         accepted, finish = accept(request, row, tokens if ending is None else tokens[: ending.tokens])
         if ending is not None and not ending.fault and (finish is None or finish.kind == "length"):
             finish = Finish("stop")
         state.totals.generated_tokens += len(accepted)
-        prompt = score_prompt(request, logprobs.prompt)
+        if logprobs is not None:
+            scores = score(request, logprobs, len(accepted))
         if accepted and request.stamps.first_token_ns is None:
             request.stamps.first_token_ns = now_ns
     commit(state, request, row)
     if finish is None and request.phase is Phase.RUNNING and ending is not None:
         fail(state, request, ErrorCode.CONSTRAINT_FAILED, ending.fault, now_ns)
         return None
-    told = Scores(None if logprobs.output is None else logprobs.output.head(len(accepted)), prompt)
     if finish is not None:
-        return close(state, request, finish, now_ns, *accepted, scores=told)
-    leave_if_settled(state, request)
-    count_if_freed(state, request, now_ns)
-    return emit(request, accepted, scores=told) if accepted or prompt is not None else None
+        return close(state, request, finish, now_ns, *accepted, scores=scores)
+    if request.phase is not Phase.RUNNING:
+        leave_if_settled(state, request)
+        count_if_freed(state, request, now_ns)
+    return emit(request, accepted, scores=scores) if accepted or scores.prompt is not None else None
 
 
-def score_prompt(request: Request, prompt: Logprobs | None) -> Logprobs | None:
-    """Book log probabilities of the prompt: those are not wanted again, should the request be retracted."""
+def score(request: Request, logprobs: RowLogprobs, accepted: int) -> Scores:
+    """Log probabilities to pass on. Those of the prompt are not wanted again, should the request be retracted."""
+    prompt = logprobs.prompt
     if prompt is not None:
         assert request.logprobs_from is not None, f"{request.rid} has all of its prompt's log probabilities"
         scored = request.logprobs_from + len(prompt)
         request.logprobs_from = scored if scored < request.prompt_tokens else None
-    return prompt
+    return Scores(None if logprobs.output is None else logprobs.output.head(accepted), prompt)
 
 
 def accept(request: Request, row: Row, sampled: tuple[int, ...]) -> tuple[tuple[int, ...], Finish | None]:

@@ -279,26 +279,27 @@ class Rows:
         follows a guess, and means something only if all guesses up to there are what was sampled: so each kept token
         is the one that is sampled without a drafter.
         """
-        known, widths = self._host["known"][step.emitting], step.drafts + 1
-        firsts = np.cumsum(widths) - widths
-        right = self._right_guesses(step, sampled, firsts)
-        self._tokens[step.emitting, known + right] = sampled[firsts + right]
-        self._host["known"][step.emitting] = known + right + 1
-        accepted = np.zeros(len(step.rows), np.int64)
-        accepted[step.emits] = right
-        computed = step.sure + accepted
+        known, right, last = self._host["known"][step.emitting], step.drafts, sampled
+        accepted, computed, token_ids = np.zeros(len(step.rows), np.int64), step.sure, sampled
+        if step.drafts.any():
+            widths = step.drafts + 1
+            firsts = np.cumsum(widths) - widths
+            right = self._right_guesses(step, sampled, firsts)
+            last = sampled[firsts + right]
+            accepted[step.emits] = right
+            computed = step.sure + accepted
+            token_ids = sampled[np.repeat(firsts, right + 1) + _offsets(right + 1)]
+        counts = right + 1
+        self._tokens[step.emitting, known + right] = last
+        self._host["known"][step.emitting] = known + counts
         self._host["computed"][step.rows] = computed
         self._host["guessed"][step.rows] = 0
-        counts = right + 1
-        token_ids = sampled[np.repeat(firsts, counts) + _offsets(counts)]
         after = self._host["known"][step.rows]
         return Outcome(step, computed, after, accepted, token_ids.tolist(), counts.tolist())
 
     def _right_guesses(self, step: Step, sampled: Ints, firsts: Ints) -> Ints:
         """How many of each emitting row's guesses, from the first on, are what was sampled in their place."""
         drafts = step.drafts
-        if not drafts.any():
-            return np.zeros(len(drafts), np.int64)
         agrees = np.zeros((len(drafts), int(drafts.max()) + 1), np.bool_)
         at, offset = np.repeat(np.arange(len(drafts)), drafts), _offsets(drafts)
         places = self._host["known"][step.emitting][at] + offset

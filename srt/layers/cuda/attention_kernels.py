@@ -1,4 +1,4 @@
-"""Paged attention in Triton: prepare q, k and v; attend; add up what was attended in parts.
+"""Paged attention in Triton: prepare q, k and v; attend for a few tokens of a row; add up what was attended in parts.
 
 A program of `attend_kernel` has a few tokens of one row and all query heads of one key head, so that each key is read
 once for all of them: line m of its tile is token m // GROUP of its tokens and query head m % GROUP of the key head's.
@@ -95,34 +95,30 @@ def weigh(
     return new, sums, total
 
 
-@triton.jit(do_not_specialize_on_alignment=["block_row", "block_first"])  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]
 def attend_kernel(
     q: tl.tensor, keys: tl.tensor, values: tl.tensor, gates: tl.tensor, gate_stride: tl.tensor, out: tl.tensor,
-    part_out: tl.tensor, part_sums: tl.tensor, block_row: tl.tensor, block_first: tl.tensor, query_starts: tl.tensor,
-    kv_lens: tl.tensor, table: tl.tensor, table_stride: tl.tensor, table_rows: tl.tensor, k_scale: tl.tensor,
-    v_scale: tl.tensor, scale: tl.tensor, Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr,
-    WINDOW: tl.constexpr, PAGE: tl.constexpr, CODED: tl.constexpr, RAGGED: tl.constexpr, PARTS: tl.constexpr,
-    LINES: tl.constexpr, KEYS: tl.constexpr, PDL: tl.constexpr,
+    part_out: tl.tensor, part_sums: tl.tensor, query_starts: tl.tensor, kv_lens: tl.tensor, table: tl.tensor,
+    table_stride: tl.tensor, table_rows: tl.tensor, k_scale: tl.tensor, v_scale: tl.tensor, scale: tl.tensor,
+    Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr, WINDOW: tl.constexpr, PAGE: tl.constexpr,
+    CODED: tl.constexpr, PARTS: tl.constexpr, LINES: tl.constexpr, KEYS: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A few tokens of one row, the query heads of one key head, one part of the keys that they see."""
+    """The few tokens of one row, the query heads of one key head, one part of the keys that they see."""
     GROUP: tl.constexpr = Q_HEADS // KV_HEADS
     TOKENS: tl.constexpr = LINES // GROUP
-    head, part = tl.program_id(1), tl.program_id(2)
+    row, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     take_over(PDL)
-    row, first = tl.program_id(0), 0
-    if RAGGED:
-        row, first = tl.load(block_row + tl.program_id(0)), tl.load(block_first + tl.program_id(0))
     start = tl.load(query_starts + row)
     count = tl.load(query_starts + row + 1) - start
     length = tl.load(kv_lens + row)
     lines = tl.arange(0, LINES)
-    token = first + lines // GROUP
+    token = lines // GROUP
     live = (token < count) & (lines < TOKENS * GROUP)
     position = length - count + token
     columns = tl.arange(0, SIZE)
     place = (start + token).to(tl.int64) * Q_HEADS + head * GROUP + lines % GROUP
     own = tl.load(q + place[:, None] * SIZE + columns[None, :], mask=live[:, None], other=0.0)
-    lowest, begin, end = keys_of(length - count + first, length, part, TOKENS, WINDOW, PARTS, KEYS)
+    lowest, begin, end = keys_of(length - count, length, part, TOKENS, WINDOW, PARTS, KEYS)
     pages = table + tl.load(table_rows + row) * table_stride
     factor = scale * LOG2E * (tl.load(k_scale) if CODED else 1.0)
     largest = tl.full((LINES,), -float("inf"), tl.float32)

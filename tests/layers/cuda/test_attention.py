@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from srt.layers.attention.contract import AttentionSpec
 from srt.layers.attention.reference import ReferenceAttention
 from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.cuda import attention
-from srt.layers.cuda.attention import FEW_LINES, TritonAttention
+from srt.layers.cuda.attention import FEW_LINES, Tiling, TritonAttention
 from srt.layers.quant.codes import E4M3
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,7 +70,9 @@ class Case:
         )  # fmt: skip
 
 
-def check(case: Case, spec: AttentionSpec, dtype: torch.dtype, kv_dtype: torch.dtype) -> None:
+def check(
+    case: Case, spec: AttentionSpec, dtype: torch.dtype, kv_dtype: torch.dtype, tiling: Tiling | None = None
+) -> None:
     """Store and attend with both backends over the same pages; what is stored and what is attended must agree."""
     batch = case.batch()
     tokens, total = sum(case.counts), int(batch.page_tables[1].max()) + 1
@@ -82,7 +85,7 @@ def check(case: Case, spec: AttentionSpec, dtype: torch.dtype, kv_dtype: torch.d
     projected = random(tokens, width + spec.q_heads, dtype=dtype, scale=2.0)
     qkv, gates = projected[:, :width], projected[:, width:]
     tolerance = TOLERANCE[dtype]
-    found, expected = TritonAttention(), ReferenceAttention()
+    found, expected = TritonAttention(tiling=tiling), ReferenceAttention()
     found.begin(batch)
     expected.begin(batch)
     q, q_expected = found.store(qkv, spec, ours, batch), expected.store(qkv, spec, theirs, batch)
@@ -127,9 +130,45 @@ def test_attention_equals_the_reference(
     check(case, spec_of(dtype, 6, 2, 16, 8, window), dtype, kv_dtype)
 
 
+LONG = Case([0, 50], [30, 13], page_size=16)
+FAR = Case([30], [30], page_size=1)
+
+
+@pytest.mark.parametrize("masks", ["all", "branch", "split"])
+@pytest.mark.parametrize(
+    ("case", "window", "tiling"),
+    [
+        (LONG, None, Tiling(lines=32, keys=16)),
+        (LONG, 40, Tiling(lines=32, keys=16, longest_first=False)),
+        (LONG, 35, Tiling(lines=64, keys=32, by_page=True)),
+        (LONG, 7, Tiling(lines=64, keys=32, by_page=True, ahead=False)),
+        (replace(LONG, page_size=64), 40, Tiling(lines=64, keys=16)),
+        (FAR, 33, Tiling(lines=64, keys=32, ahead=False)),
+    ],
+)
+def test_no_way_to_cut_prompts_changes_what_is_attended(
+    case: Case, window: int | None, tiling: Tiling, masks: Literal["all", "branch", "split"]
+) -> None:
+    spec = spec_of(torch.float32, 3, 1, 16, 8, window)
+    check(case, spec, torch.float32, torch.float32, replace(tiling, masks=masks))
+
+
 def test_twelve_heads_share_a_key_head() -> None:
     assert FEW_LINES < 9 * 12
     check(TWELVE, spec_of(torch.bfloat16, 24, 2, 32, 32, None), torch.bfloat16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("tiling", [Tiling(), Tiling(masks="split", keys=16)])
+def test_tokens_of_a_prompt_without_a_position_are_finite_and_spoil_nothing(tiling: Tiling) -> None:
+    spec = spec_of(torch.float32, 4, 2, 16, 16, None)
+    batch = Case([0], [40]).batch()
+    batch = replace(batch, kv_lens=torch.tensor([31], dtype=torch.int32, device=DEVICE))
+    kv = KVLayer(*(random(4, 16, 2, 16, dtype=torch.float32) for _ in range(2)))
+    backend = TritonAttention(tiling=tiling)
+    backend.begin(batch)
+    out = backend.attend(random(40, 4, 16, dtype=torch.float32), random(40, 4, dtype=torch.float32), spec, kv, batch)
+    assert bool(out.isfinite().all())
+    assert not out[:9].any()
 
 
 def test_tokens_without_a_position_are_finite_and_spoil_nothing() -> None:
