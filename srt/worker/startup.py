@@ -25,6 +25,7 @@ from srt.layers.cpu.kernels import load_kernels
 from srt.layers.gpu import current_gpu
 from srt.layers.moe.backends import Candidate, RunnerChoice, candidates, choose_runner
 from srt.layers.moe.placement import place
+from srt.layers.ops import Ops
 from srt.layers.parameter import Parameters, nested
 from srt.layers.quant.registry import format_of
 from srt.layers.toolkit import Toolkit
@@ -38,6 +39,7 @@ from srt.worker.device.careful import HostRows
 from srt.worker.device.mtp import DeviceProposer, DeviceWindows, NoDeviceGuesses
 from srt.worker.device.rows import DeviceRows
 from srt.worker.device.runner import DeviceRunner
+from srt.worker.device.sampler import Sampler, TorchSampler
 from srt.worker.drafting import build_draft, build_proposer, checkpoint_source, with_draft_layers
 from srt.worker.grammars import RowGrammars, open_grammars
 from srt.worker.image_features import ImageFeatures
@@ -292,7 +294,8 @@ def _engine(
     if parts.draft is not None:
         proposer = DeviceWindows(parts.draft, parts.draft_kv, device_rows, ops, parts.hidden_size, parts.tools.dtype)
     shape = (plan.drafting.drafts, plan.chunked_prefill_size) if kind == "graphs" else None
-    return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape)
+    sampler = build_sampler(kind, ops)
+    return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape, sampler)
 
 
 def build_rows(kind: str) -> type[DeviceRows]:
@@ -302,6 +305,15 @@ def build_rows(kind: str) -> type[DeviceRows]:
     from srt.worker.device.fused_rows import FusedRows
 
     return FusedRows
+
+
+def build_sampler(kind: str, ops: Ops) -> Sampler:
+    """Draws of a few kernels where there is Triton."""
+    if kind == "device":
+        return TorchSampler(ops)
+    from srt.worker.device.fused_sampler import FusedSampler
+
+    return FusedSampler(current_gpu())
 
 
 def load_weights(
