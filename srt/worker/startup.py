@@ -65,6 +65,10 @@ ATTENTION: Final = {
     "native": "srt.layers.cpu.attention:CpuAttention",
     "triton": "srt.layers.cuda.attention:TritonAttention",
 }
+ROWS: Final = {
+    "device": "srt.worker.device.rows:DeviceRows",
+    "graphs": "srt.worker.device.fused_rows:FusedRows",
+}
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KV_DTYPES: Final = {**DTYPES, "fp8_e4m3": torch.float8_e4m3fn}
@@ -89,6 +93,8 @@ class Picks:
     experts: Pick
     engine: Pick = Pick("host", "the model runs on the CPU")
     """What keeps the rows and runs the steps."""
+    rows: Pick | None = None
+    """What keeps the rows on a device; None for what the engine brings."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +249,7 @@ def start(
     parts = Parts(model, draft, kv[:layers], kv[layers:], tools, row_images, config.text.hidden_size)
     rows = Rows(*_row_sizes(plan))
     shelf, grammars = open_grammars(plan, rundir, rows)
-    return Started(_engine(picks.engine.key, plan, device, parts, rows, grammars), facts, memory, shelf)
+    return Started(_engine(picks, plan, device, parts, rows, grammars), facts, memory, shelf)
 
 
 def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
@@ -282,29 +288,22 @@ def _row_sizes(plan: RuntimePlan) -> tuple[int, int, int, int, int]:
 
 
 def _engine(
-    kind: str, plan: RuntimePlan, device: torch.device, parts: Parts, rows: Rows, grammars: RowGrammars
+    picks: Picks, plan: RuntimePlan, device: torch.device, parts: Parts, rows: Rows, grammars: RowGrammars
 ) -> Engine:
     """What keeps the rows and runs the steps: on the host, or on the device behind its back."""
     model, kv, ops, images = parts.model, parts.kv, parts.tools.ops, parts.images
+    kind = picks.engine.key
     if kind == "host":
         guesses = build_proposer(plan, rows, parts.tools, parts.draft, parts.draft_kv)
         return Runner(model, kv, rows, ops, images, guesses, grammars)
-    device_rows = build_rows(kind)(device, *_row_sizes(plan))
+    pick = picks.rows or Pick(kind, picks.engine.reason)
+    device_rows: DeviceRows = build(ROWS, replace(pick, arguments=(*pick.arguments, device, *_row_sizes(plan))))
     proposer: DeviceProposer = NoDeviceGuesses()
     if parts.draft is not None:
         proposer = DeviceWindows(parts.draft, parts.draft_kv, device_rows, ops, parts.hidden_size, parts.tools.dtype)
     shape = (plan.drafting.drafts, plan.chunked_prefill_size) if kind == "graphs" else None
     sampler = build_sampler(kind, ops)
     return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape, sampler)
-
-
-def build_rows(kind: str) -> type[DeviceRows]:
-    """Rows of one kernel a step where there is Triton."""
-    if kind == "device":
-        return DeviceRows
-    from srt.worker.device.fused_rows import FusedRows
-
-    return FusedRows
 
 
 def build_sampler(kind: str, ops: Ops) -> Sampler:
