@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from srt.layers.cuda.jit import jit
 from srt.layers.cuda.launch import take_over
 from srt.layers.cuda.ops import TritonOps
 from srt.layers.ops import Choice
@@ -18,7 +19,7 @@ from srt.worker.device.fused_rows import FusedRows
 from srt.worker.device.rows import DeviceOutcome, DeviceStep
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@jit()
 def draw_kernel(
     x: tl.tensor,
     stride: tl.tensor,
@@ -43,7 +44,7 @@ def draw_kernel(
     tl.store(ids + token * TOP_K + chosen, drawn.to(tl.int32), mask=chosen < TOP_K)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@jit()
 def accept_kernel(
     rows: tl.tensor, known: tl.tensor, drafted: tl.tensor, firsts: tl.tensor, tokens: tl.tensor, stride: tl.tensor,
     sampled: tl.tensor, share: tl.tensor, DEPTH: tl.constexpr,

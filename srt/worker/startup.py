@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import torch
 
 from srt.configs.census import announced_formats, expert_formats
@@ -37,6 +38,7 @@ from srt.weights.load import LoadReport, load
 from srt.weights.rules import RuleBook
 from srt.worker.device.careful import HostRows
 from srt.worker.device.mtp import DeviceProposer, DeviceWindows, NoDeviceGuesses
+from srt.worker.device.passes import Passes
 from srt.worker.device.rows import DeviceRows
 from srt.worker.device.runner import DeviceRunner
 from srt.worker.device.sampler import Sampler, TorchSampler
@@ -48,6 +50,9 @@ from srt.worker.memory import kv_bytes_by_group, weight_bytes
 from srt.worker.row_images import RowImages, TowerImages
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
+
+if TYPE_CHECKING:
+    from srt.worker.device.ahead import Ahead  # imports Triton, which may not be there
 
 OPS: Final = {
     "torch": "srt.layers.ops:TorchOps",
@@ -227,6 +232,7 @@ def start(
             draft = build_draft(plan, config, family, model, tools)
         except ValueError as error:
             raise StartupError(f"--tp-size {group.size} does not fit the model: {error}") from error
+        compiling = _compile_ahead(Built(plan, config, formats, experts, picks, group), device)
         ended("model")
         began = time.perf_counter()
         parameters = model.parameters() | ({} if tower is None else nested("vision", tower.parameters()))
@@ -249,7 +255,54 @@ def start(
     parts = Parts(model, draft, kv[:layers], kv[layers:], tools, row_images, config.text.hidden_size)
     rows = Rows(*_row_sizes(plan))
     shelf, grammars = open_grammars(plan, rundir, rows)
-    return Started(_engine(picks, plan, device, parts, rows, grammars), facts, memory, shelf)
+    engine = _engine(picks, plan, device, parts, rows, grammars)
+    if compiling is not None:
+        facts["compiled kernels"] = compiling.result()
+        ended("compiled kernels")
+    return Started(engine, facts, memory, shelf)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a model is built from."""
+
+    plan: RuntimePlan
+    config: Step3p7Config
+    formats: Mapping[int, str]
+    experts: Mapping[int, RunnerChoice]
+    picks: Picks
+    group: TensorGroup
+
+
+def _compile_ahead(built: Built, device: torch.device) -> Ahead | None:
+    """Begin to compile what steps need, where all of it is Triton's."""
+    plan, names = built.plan, {choice.name for choice in built.experts.values()}
+    if built.picks.engine.key != "graphs" or names - {"triton"}:
+        return None
+    from srt.worker.device.ahead import Ahead, Note, shapes_for
+
+    shapes = shapes_for(plan.max_running_requests, plan.drafting.drafts, plan.max_step_tokens)
+    note = Note(built.config, sorted(built.formats.items()), built.picks, _row_sizes(plan), shapes, plan.kv_dtype)
+    return Ahead(lambda: passes_without_memory(built), shapes, note, plan.worker_threads, device)
+
+
+def passes_without_memory(built: Built) -> Passes:
+    """Steps of a model with one layer of each kind, whose tensors have shapes and no memory."""
+    from srt.worker.device.ahead import META, Lookalike, fill, without_repeats
+
+    plan, group = built.plan, Lookalike(built.group)
+    text = without_repeats(built.config.text, built.formats)
+    config = msgspec.structs.replace(built.config, text=text)
+    tools = _toolkit(built.picks, plan, group, built.experts)
+    family = FAMILIES[config.model_type]
+    model = family.build(config, tools)
+    draft = build_draft(plan, config, family, model, tools)
+    fill(model.parameters() | ({} if draft is None else draft.parameters()))
+    kv = allocate_kv(plan.groups, plan.page_size, group.size, KV_DTYPES[plan.kv_dtype])
+    main = [kv[layer.index] for layer in text.layers]
+    parts = Parts(model, draft, main, kv[built.config.text.main_layers :], tools, None, text.hidden_size)
+    rows, proposer = _device_rows(built.picks, plan, META, parts)
+    return Passes(model, main, rows, tools.ops, proposer)
 
 
 def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
@@ -296,14 +349,22 @@ def _engine(
     if kind == "host":
         guesses = build_proposer(plan, rows, parts.tools, parts.draft, parts.draft_kv)
         return Runner(model, kv, rows, ops, images, guesses, grammars)
-    pick = picks.rows or Pick(kind, picks.engine.reason)
-    device_rows: DeviceRows = build(ROWS, replace(pick, arguments=(*pick.arguments, device, *_row_sizes(plan))))
-    proposer: DeviceProposer = NoDeviceGuesses()
-    if parts.draft is not None:
-        proposer = DeviceWindows(parts.draft, parts.draft_kv, device_rows, ops, parts.hidden_size, parts.tools.dtype)
+    device_rows, proposer = _device_rows(picks, plan, device, parts)
     shape = (plan.drafting.drafts, plan.chunked_prefill_size) if kind == "graphs" else None
     sampler = build_sampler(kind, ops)
     return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape, sampler)
+
+
+def _device_rows(
+    picks: Picks, plan: RuntimePlan, device: torch.device, parts: Parts
+) -> tuple[DeviceRows, DeviceProposer]:
+    """Rows on a device, and what guesses for them."""
+    pick = picks.rows or Pick(picks.engine.key, picks.engine.reason)
+    rows: DeviceRows = build(ROWS, replace(pick, arguments=(*pick.arguments, device, *_row_sizes(plan))))
+    if parts.draft is None:
+        return rows, NoDeviceGuesses()
+    ops, size, dtype = parts.tools.ops, parts.hidden_size, parts.tools.dtype
+    return rows, DeviceWindows(parts.draft, parts.draft_kv, rows, ops, size, dtype)
 
 
 def build_sampler(kind: str, ops: Ops) -> Sampler:
