@@ -302,7 +302,8 @@ def passes_without_memory(built: Built) -> Passes:
     main = [kv[layer.index] for layer in text.layers]
     parts = Parts(model, draft, main, kv[built.config.text.main_layers :], tools, None, text.hidden_size)
     rows, proposer = _device_rows(built.picks, plan, META, parts)
-    return Passes(model, main, rows, tools.ops, proposer)
+    sampler = build_sampler(built.picks.engine.key, tools.ops)
+    return Passes(model, main, rows, tools.ops, proposer, sampler)
 
 
 def worker_device(plan: RuntimePlan, rank: int) -> torch.device:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from srt.configs.memory import record_sizes
 from srt.messages import StepPlan
 from srt.worker.device.layout import layout_of, packed_for
 from srt.worker.device.passes import Passed, Passes
@@ -23,8 +24,6 @@ from srt.worker.device.rows import DeviceOutcome
 
 log = logging.getLogger(__name__)
 
-FINE: Final = 8
-"""Up to so many rows every number has a record; beyond, an eighth of the number may be filled up."""
 PROMPTS: Final = (16, 64, 256, 1024)
 """Sizes of prompts, in tokens, that need kernels of their own, beside the largest chunk."""
 Replay = Callable[[], None]
@@ -55,7 +54,7 @@ class Graphs:
         self._passes = passes
         self._prompts = [size for size in PROMPTS if size < chunk] + [chunk]
         self._records: dict[tuple[int, int], Record] = {}
-        self._sizes = sizes(most_rows)
+        self._sizes = record_sizes(most_rows)
         self._left = [(size, drafts) for size in self._sizes for drafts in ({0, depth})]
         self._pool: Any = None
         self.bytes = 0
@@ -127,13 +126,3 @@ class Graphs:
             left: Any = work()
         self._pool = graph.pool()
         return graph.replay, left
-
-
-def sizes(most: int) -> list[int]:
-    """Numbers of rows that have a record: all small ones, then eight between a power of two and the next."""
-    found, size, step = list(range(1, min(most, FINE) + 1)), FINE, 1
-    while size < most:
-        step = step * 2 if size >= 16 * step else step
-        size += step
-        found.append(min(size, most))
-    return found

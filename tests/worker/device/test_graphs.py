@@ -9,9 +9,9 @@ import msgspec
 import pytest
 import torch
 
+from srt.configs.memory import FINE, record_sizes
 from srt.configs.plan import DeviceFacts
 from srt.messages import StepPlan
-from srt.worker.device.graphs import FINE, sizes
 from srt.worker.device.runner import DeviceRunner
 from tests.support.checkpoints import write_checkpoint
 from tests.support.steps import MTP, NO_DRAFTS, Steps, plan_for, random_ids
@@ -19,7 +19,7 @@ from tests.support.steps import MTP, NO_DRAFTS, Steps, plan_for, random_ids
 
 @pytest.mark.parametrize("most", [1, 3, 8, 9, 64, 250, 256])
 def test_numbers_of_rows_with_a_record_rise_to_the_most_and_waste_little(most: int) -> None:
-    found = sizes(most)
+    found = record_sizes(most)
     assert found == sorted(set(found)) and found[-1] == most
     assert found[: min(most, FINE)] == list(range(1, min(most, FINE) + 1))
     assert all(later <= before * 9 / 8 + 1 for before, later in pairwise(found))
