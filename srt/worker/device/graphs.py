@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from srt.configs.memory import record_sizes
+from srt.configs.startup_table import human
 from srt.messages import StepPlan
 from srt.worker.device.layout import layout_of, upload
 from srt.worker.device.passes import Passed, Passes
@@ -59,7 +60,7 @@ class Graphs:
         self._left = [(size, drafts) for size in self._sizes for drafts in ({0, depth})]
         self._pool: Any = None
         self.bytes = 0
-        """What all records together hold."""
+        """What all records together took of the GPU's memory."""
 
     @property
     def left(self) -> int:
@@ -99,9 +100,9 @@ class Graphs:
     def record_next(self) -> None:
         """Make one more record. Waits for the device; takes some tens of milliseconds."""
         size, drafts = self._left.pop(0)
-        before = torch.cuda.memory_allocated()
         self._records[size, drafts] = self._record(size, drafts)
-        self.bytes += torch.cuda.memory_allocated() - before
+        if not self._left:
+            log.info("%d kinds of steps are recorded, which take %s", len(self._records), human(self.bytes))
 
     def _record(self, size: int, drafts: int) -> Record:
         passes, rows = self._passes, self._passes.rows
@@ -113,11 +114,13 @@ class Graphs:
         if windows is not None:
             passes.guess(outcome, passed)
         torch.cuda.synchronize()
+        free, _ = torch.cuda.mem_get_info()
         run_pass, passed = self._captured(lambda: passes.compute(layout, windows))
         run_largest, outcome = self._captured(lambda: passes.take_largest(passed))
         run_guess = None
         if windows is not None:
             run_guess, _ = self._captured(lambda: passes.guess(outcome, passed))
+        self.bytes += free - torch.cuda.mem_get_info()[0]
         return Record(passed, outcome, run_pass, run_largest, run_guess)
 
     def _captured(self, work: Callable[[], Any]) -> tuple[Replay, Any]:
