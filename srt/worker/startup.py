@@ -22,7 +22,7 @@ from srt.grammar.shelf import Shelf
 from srt.layers.batch import KVLayer
 from srt.layers.cpu.build import KernelsUnavailable, default_cache
 from srt.layers.cpu.kernels import load_kernels
-from srt.layers.gpu import current_gpu
+from srt.layers.gpu import Gpu, current_gpu
 from srt.layers.moe.backends import Candidate, RunnerChoice, candidates, choose_runner
 from srt.layers.moe.placement import place
 from srt.layers.parameter import Parameters, nested
@@ -62,7 +62,10 @@ ATTENTION: Final = {
     "reference": "srt.layers.attention.reference:ReferenceAttention",
     "native": "srt.layers.cpu.attention:CpuAttention",
     "triton": "srt.layers.cuda.attention:TritonAttention",
+    "flashinfer": "srt.layers.attention.flashinfer:attention_for",
 }
+AUTO_ATTENTION: Final = "triton"
+"""What `--attention-backend auto` takes on a GPU: `triton` or `flashinfer`, by measurement (docs/log.md)."""
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KV_DTYPES: Final = {**DTYPES, "fp8_e4m3": torch.float8_e4m3fn}
@@ -160,10 +163,46 @@ def _gpu_backends(picks: Picks) -> Picks:
     return Picks(triton, linear, triton, picks.experts, engine)
 
 
+def _attending(picks: Picks, plan: RuntimePlan) -> Picks:
+    """With the attention that was asked for, or that is best.
+
+    Raises: StartupError if what was asked for cannot run here.
+    """
+    found, gpu, option = picks.attention, current_gpu(), plan.server.attention_backend
+    asked = option
+    if option == "auto":
+        asked = AUTO_ATTENTION if found.key == "triton" else found.key
+    if asked == found.key:
+        return picks
+    if asked == "reference":
+        return replace(picks, attention=Pick("reference", "as asked"))
+    if gpu is None or importlib.util.find_spec("triton") is None:
+        raise StartupError(f"--attention-backend {asked}: needs a GPU, with Triton installed")
+    if asked == "triton":
+        return replace(picks, attention=Pick("triton", "as asked", (gpu,)))
+    pick, refused = _flashinfer(plan, gpu)
+    if refused is None:
+        return replace(picks, attention=pick)
+    if option != "auto":
+        raise StartupError(f"--attention-backend {asked}: {refused}")
+    return replace(picks, attention=replace(found, reason=f"flashinfer: {refused}; {found.reason}"))
+
+
+def _flashinfer(plan: RuntimePlan, gpu: Gpu) -> tuple[Pick, str | None]:
+    """FlashInfer for prompts, and why it cannot be."""
+    from srt.layers.attention.flashinfer import Shape, backend_of, refusal
+
+    sizes, windows = (group.head_dim for group in plan.groups), (group.window is not None for group in plan.groups)
+    shape = Shape(DTYPES[plan.dtype], KV_DTYPES[plan.kv_dtype], frozenset(sizes), frozenset(windows))
+    reason = f"{backend_of(gpu)} for prompts once it is compiled, Triton until then and for all else"
+    return Pick("flashinfer", reason, (gpu, shape)), refusal(shape, gpu)
+
+
 def _fitting(picks: Picks, plan: RuntimePlan) -> Picks:
     """Without backends that cannot compute this model."""
+    picks = _attending(picks, plan)
     odd = [group.head_dim for group in plan.groups if group.head_dim < 16 or group.head_dim & (group.head_dim - 1)]
-    if picks.attention.key != "triton" or not odd:
+    if picks.attention.key not in ("triton", "flashinfer") or not odd:
         return picks
     return replace(picks, attention=Pick("reference", f"the Triton kernels take no heads of size {odd[0]}"))
 
@@ -177,7 +216,7 @@ def _recordable(picks: Picks, experts: Mapping[int, RunnerChoice]) -> Picks:
 
 
 def build(registry: dict[str, str], pick: Pick) -> Any:
-    """An instance of the class that a registry names, or that the pick names itself."""
+    """An instance of the class, or what the function makes, that a registry names, or that the pick names itself."""
     module, name = registry.get(pick.key, pick.key).split(":")
     return getattr(importlib.import_module(module), name)(*pick.arguments)
 
