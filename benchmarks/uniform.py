@@ -10,11 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from srt.layers.cuda.jit import jit
 from srt.layers.cuda.ops import TritonOps
 from srt.layers.ops import Choice
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@jit()
 def draw_kernel(
     x: tl.tensor, stride: tl.tensor, ids: tl.tensor, EXPERTS: tl.constexpr, TOP_K: tl.constexpr, PADDED_K: tl.constexpr
 ) -> None:

@@ -34,8 +34,10 @@ IMAGE_LIMITS: Final = "images are limited by --max-images-per-request, --max-ima
 NO_TIERS: Final = "evicted KV pages are dropped; there is no host or disk tier in this version"
 NO_LORA: Final = "adapters are not supported"
 NO_CLUSTER: Final = "one machine, one replica, --tp-size workers is all that this version runs"
+EXPERTS: Final = "--ep-size shares the routed experts out over the workers of --tp-size"
 CHOSEN: Final = "this backend is chosen from the device and the weights, and printed at start-up"
-NO_GRAPHS: Final = "a CPU has no CUDA graphs to size"
+GRAPHS: Final = "on a GPU decodes are recorded as CUDA graphs while it is idle, with equal results; a CPU has none"
+GRAPH_SIZES: Final = "which CUDA graphs are recorded follows from --max-running-requests"
 
 FOREIGN: Final[tuple[Foreign, ...]] = (
     # --- what happens anyway ---
@@ -46,8 +48,12 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _noted("prefill and decode share every step", "--enable-mixed-chunk", "--enable-chunked-prefill"),
     _noted("prefixes are cached unless --disable-radix-cache is given", "--enable-prefix-caching"),
     _noted("the next step is planned ahead unless --disable-overlap-schedule is given", "--async-scheduling"),
-    _noted("a CPU runs without graphs", "--enforce-eager", "--disable-cuda-graph", "--disable-decode-cuda-graph"),
-    _noted("there is no such kernel here", "--disable-cascade-attn", "--disable-custom-all-reduce"),
+    _noted(GRAPHS, "--enforce-eager", "--disable-cuda-graph", "--disable-decode-cuda-graph"),
+    _noted("there is no such kernel here", "--disable-cascade-attn"),
+    _noted(
+        "how GPUs add up is chosen from what they are: one kernel for small sums of two, else NCCL",
+        "--disable-custom-all-reduce",
+    ),
     _noted("/metrics says it, no line is logged for it", "--disable-log-stats"),
     _noted("requests are logged only with --log-requests", "--disable-log-requests", "--no-enable-log-requests"),
     _noted("a model that takes images is always served with them", "--enable-multimodal"),
@@ -86,7 +92,7 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
         accepts=("auto",),
     ),
     _refused(
-        NO_GRAPHS,
+        GRAPH_SIZES,
         "--cuda-graph-max-bs",
         "--cuda-graph-bs",
         "--cuda-graph-max-bs-decode",
@@ -103,7 +109,8 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     _refused(NO_CLUSTER, "--dp-size", "--dp", "--data-parallel-size", accepts=("1",)),
     _refused(NO_CLUSTER, "--pp-size", "--pipeline-parallel-size", "--nnodes", accepts=("1",)),
     _refused(NO_CLUSTER, "--node-rank", accepts=("0",)),
-    _refused(NO_CLUSTER, "--enable-expert-parallel", "--enable-dp-attention", "--attn-dp-size"),
+    _refused(EXPERTS, "--enable-expert-parallel"),
+    _refused(NO_CLUSTER, "--enable-dp-attention", "--attn-dp-size"),
     _refused(NO_CLUSTER, "--load-balance-method"),
     _refused(NO_CLUSTER, "--dist-init-addr", "--nccl-init-addr", "--distributed-executor-backend"),
     _refused(NO_CLUSTER, "--disaggregation-mode", accepts=("null",)),

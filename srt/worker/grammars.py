@@ -105,24 +105,25 @@ class RowGrammar:
     def walk(self, guesses: Sequence[int], masks: Mask) -> int:
         """Fill masks [guesses + 1, W], the first for what follows the known tokens, and so on behind each guess.
 
-        Returns how many are filled: the others are behind a guess that cannot be right, or behind the end.
+        Returns how many are filled: the others are behind a guess that cannot be right, or behind the end. A guess that
+        the mask before it bars is such a one; the matcher is not asked about it, for some write their no to stderr.
         """
         if self.ended:
             return 0
         waiting, accepted = self._waiting, 0
-        filled = 0
+        filled, before = 0, masks[0]
         for mask, token in zip(masks, [None, *guesses], strict=True):
             if token is not None and waiting:
                 waiting = token != self._after
             elif token is not None:
-                if token in self._stop_ids or not self._matcher.accept(token):
+                if token in self._stop_ids or not _allows(before, token) or not self._matcher.accept(token):
                     break
                 accepted += 1
             if waiting:
                 np.invert(self._stop_mask, out=mask)
             else:
                 self._matcher.fill(mask)
-            filled += 1
+            filled, before = filled + 1, mask
         if accepted:
             self._matcher.rollback(accepted)
         return filled
@@ -147,6 +148,10 @@ class RowGrammar:
         mask = np.zeros_like(self._stop_mask)
         self._matcher.fill(mask)
         return bool((mask & ~self._stop_mask).any())
+
+
+def _allows(mask: Mask, token: int) -> bool:
+    return bool(mask[token // 32] >> token % 32 & 1)
 
 
 class MatchedGrammars:

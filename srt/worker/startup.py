@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import torch
 
 from srt.configs.census import announced_formats, expert_formats
@@ -25,6 +26,7 @@ from srt.layers.cpu.kernels import load_kernels
 from srt.layers.gpu import Gpu, current_gpu
 from srt.layers.moe.backends import Candidate, RunnerChoice, candidates, choose_runner
 from srt.layers.moe.placement import place
+from srt.layers.ops import Ops
 from srt.layers.parameter import Parameters, nested
 from srt.layers.quant.registry import format_of
 from srt.layers.toolkit import Toolkit
@@ -36,8 +38,10 @@ from srt.weights.load import LoadReport, load
 from srt.weights.rules import RuleBook
 from srt.worker.device.careful import HostRows
 from srt.worker.device.mtp import DeviceProposer, DeviceWindows, NoDeviceGuesses
+from srt.worker.device.passes import Passes
 from srt.worker.device.rows import DeviceRows
 from srt.worker.device.runner import DeviceRunner
+from srt.worker.device.sampler import Sampler, TorchSampler
 from srt.worker.drafting import build_draft, build_proposer, checkpoint_source, with_draft_layers
 from srt.worker.grammars import RowGrammars, open_grammars
 from srt.worker.image_features import ImageFeatures
@@ -46,6 +50,9 @@ from srt.worker.memory import kv_bytes_by_group, weight_bytes
 from srt.worker.row_images import RowImages, TowerImages
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
+
+if TYPE_CHECKING:
+    from srt.worker.device.ahead import Ahead  # imports Triton, which may not be there
 
 OPS: Final = {
     "torch": "srt.layers.ops:TorchOps",
@@ -258,6 +265,7 @@ def start(
             draft = build_draft(plan, config, family, model, tools)
         except ValueError as error:
             raise StartupError(f"--tp-size {group.size} does not fit the model: {error}") from error
+        compiling = _compile_ahead(Built(plan, config, formats, experts, picks, group), device)
         ended("model")
         began = time.perf_counter()
         parameters = model.parameters() | ({} if tower is None else nested("vision", tower.parameters()))
@@ -280,7 +288,54 @@ def start(
     parts = Parts(model, draft, kv[:layers], kv[layers:], tools, row_images, config.text.hidden_size)
     rows = Rows(*_row_sizes(plan))
     shelf, grammars = open_grammars(plan, rundir, rows)
-    return Started(_engine(picks.engine.key, plan, device, parts, rows, grammars), facts, memory, shelf)
+    engine = _engine(picks.engine.key, plan, device, parts, rows, grammars)
+    if compiling is not None:
+        facts["compiled kernels"] = compiling.result()
+        ended("compiled kernels")
+    return Started(engine, facts, memory, shelf)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a model is built from."""
+
+    plan: RuntimePlan
+    config: Step3p7Config
+    formats: Mapping[int, str]
+    experts: Mapping[int, RunnerChoice]
+    picks: Picks
+    group: TensorGroup
+
+
+def _compile_ahead(built: Built, device: torch.device) -> Ahead | None:
+    """Begin to compile what steps need, where all of it is Triton's."""
+    plan, names = built.plan, {choice.name for choice in built.experts.values()}
+    if built.picks.engine.key != "graphs" or names - {"triton"}:
+        return None
+    from srt.worker.device.ahead import Ahead, Note, shapes_for
+
+    shapes = shapes_for(plan.max_running_requests, plan.drafting.drafts, plan.max_step_tokens)
+    note = Note(built.config, sorted(built.formats.items()), built.picks, _row_sizes(plan), shapes, plan.kv_dtype)
+    return Ahead(lambda: passes_without_memory(built), shapes, note, plan.worker_threads, device)
+
+
+def passes_without_memory(built: Built) -> Passes:
+    """Steps of a model with one layer of each kind, whose tensors have shapes and no memory."""
+    from srt.worker.device.ahead import META, Lookalike, fill, without_repeats
+
+    plan, group = built.plan, Lookalike(built.group)
+    text = without_repeats(built.config.text, built.formats)
+    config = msgspec.structs.replace(built.config, text=text)
+    tools = _toolkit(built.picks, plan, group, built.experts)
+    family = FAMILIES[config.model_type]
+    model = family.build(config, tools)
+    draft = build_draft(plan, config, family, model, tools)
+    fill(model.parameters() | ({} if draft is None else draft.parameters()))
+    kv = allocate_kv(plan.groups, plan.page_size, group.size, KV_DTYPES[plan.kv_dtype])
+    main = [kv[layer.index] for layer in text.layers]
+    parts = Parts(model, draft, main, kv[built.config.text.main_layers :], tools, None, text.hidden_size)
+    rows, proposer = _device_rows(built.picks.engine.key, plan, META, parts)
+    return Passes(model, main, rows, tools.ops, proposer)
 
 
 def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
@@ -326,12 +381,19 @@ def _engine(
     if kind == "host":
         guesses = build_proposer(plan, rows, parts.tools, parts.draft, parts.draft_kv)
         return Runner(model, kv, rows, ops, images, guesses, grammars)
-    device_rows = build_rows(kind)(device, *_row_sizes(plan))
-    proposer: DeviceProposer = NoDeviceGuesses()
-    if parts.draft is not None:
-        proposer = DeviceWindows(parts.draft, parts.draft_kv, device_rows, ops, parts.hidden_size, parts.tools.dtype)
+    device_rows, proposer = _device_rows(kind, plan, device, parts)
     shape = (plan.drafting.drafts, plan.chunked_prefill_size) if kind == "graphs" else None
-    return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape)
+    sampler = build_sampler(kind, ops)
+    return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape, sampler)
+
+
+def _device_rows(kind: str, plan: RuntimePlan, device: torch.device, parts: Parts) -> tuple[DeviceRows, DeviceProposer]:
+    """Rows on a device, and what guesses for them."""
+    rows = build_rows(kind)(device, *_row_sizes(plan))
+    if parts.draft is None:
+        return rows, NoDeviceGuesses()
+    ops, size, dtype = parts.tools.ops, parts.hidden_size, parts.tools.dtype
+    return rows, DeviceWindows(parts.draft, parts.draft_kv, rows, ops, size, dtype)
 
 
 def build_rows(kind: str) -> type[DeviceRows]:
@@ -341,6 +403,15 @@ def build_rows(kind: str) -> type[DeviceRows]:
     from srt.worker.device.fused_rows import FusedRows
 
     return FusedRows
+
+
+def build_sampler(kind: str, ops: Ops) -> Sampler:
+    """Draws of a few kernels where there is Triton."""
+    if kind == "device":
+        return TorchSampler(ops)
+    from srt.worker.device.fused_sampler import FusedSampler
+
+    return FusedSampler(current_gpu())
 
 
 def load_weights(

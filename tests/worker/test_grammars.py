@@ -69,6 +69,15 @@ def test_a_grammar_begins_right_behind_its_token_also_among_guesses(backend: Gra
     assert walked(row, []) == [[ord("[")]]
 
 
+def test_a_guess_that_the_grammar_bars_is_refused_without_a_word(
+    backend: GrammarBackend, capfd: pytest.CaptureFixture[str]
+) -> None:
+    row = row_of(backend)
+    assert walked(row, [AFTER]) == [[ord("[")]], "the library warns of special tokens that it is offered"
+    assert len(walked(row, [ord("["), ord("x"), AFTER])) == 2
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_complete_grammar_ends_at_the_token_that_completes_it(backend: GrammarBackend) -> None:
     row = row_of(backend)
     assert len(walked(row, list(b"[1]x"))) == 4, "behind the end nothing is masked"

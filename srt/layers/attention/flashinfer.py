@@ -21,7 +21,7 @@ import triton
 from numpy.typing import NDArray
 from torch import Tensor
 
-from srt.layers.attention.contract import AttentionSpec
+from srt.layers.attention.contract import COMPILING, AttentionSpec
 from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.cuda.attention import FEW_LINES, TritonAttention
 from srt.layers.cuda.launch import Launch
@@ -115,7 +115,7 @@ class FlashInfer:
         self._workspace: Tensor | None = None
         self.failed: str | None = None
         """Why it never will be ready."""
-        self.thread = threading.Thread(target=self._compile, name="flashinfer", daemon=True)
+        self.thread = threading.Thread(target=self._compile, name=COMPILING, daemon=True)
         self.thread.start()
 
     @property

@@ -159,7 +159,8 @@ class TritonAttention:
             both = torch.from_numpy(np.concatenate([rows, firsts.astype(np.int32)]))
             device = batch.positions.device
             if device.type == "cuda":
-                both = both.pin_memory().to(device, non_blocking=True)
+                both = both.pin_memory()
+            both = both.to(device, non_blocking=True)
             self._tiles[tokens] = _Tiles(*both.split(len(rows)))
         return self._tiles[tokens]
 

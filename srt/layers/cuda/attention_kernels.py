@@ -9,13 +9,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from srt.layers.cuda.jit import jit
 from srt.layers.cuda.launch import take_over
 
 LOG2E = tl.constexpr(1.4426950408889634)
 E4M3_MAX = tl.constexpr(448.0)
 
 
-@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])  # type: ignore[untyped-decorator]
+@jit(do_not_specialize_on_alignment=["positions", "slots"])
 def store_kernel(
     qkv: tl.tensor, stride: tl.tensor, positions: tl.tensor, slots: tl.tensor, rope: tl.tensor, q_norm: tl.tensor,
     k_norm: tl.tensor, k_scale: tl.tensor, v_scale: tl.tensor, q: tl.tensor, keys: tl.tensor, values: tl.tensor,
@@ -95,7 +96,7 @@ def weigh(
     return new, sums, total
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@jit()
 def attend_kernel(
     q: tl.tensor, keys: tl.tensor, values: tl.tensor, gates: tl.tensor, gate_stride: tl.tensor, out: tl.tensor,
     part_out: tl.tensor, part_sums: tl.tensor, query_starts: tl.tensor, kv_lens: tl.tensor, table: tl.tensor,
@@ -153,7 +154,7 @@ def attend_kernel(
         )  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@jit()
 def combine_kernel(
     part_out: tl.tensor, part_sums: tl.tensor, gates: tl.tensor, gate_stride: tl.tensor, out: tl.tensor,
     Q_HEADS: tl.constexpr, SIZE: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,

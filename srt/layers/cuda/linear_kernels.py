@@ -6,13 +6,13 @@ weight, which nobody writes, and then waits for that kernel to end before it tou
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from srt.layers.cuda.jit import jit
 from srt.layers.cuda.launch import take_over
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@jit()
 def vector_kernel(
     x: tl.tensor, weight: tl.tensor, out: tl.tensor, outputs: tl.tensor, K: tl.constexpr, ROWS: tl.constexpr,
     STEP: tl.constexpr, PDL: tl.constexpr,
@@ -32,7 +32,7 @@ def vector_kernel(
     tl.store(out + row, tl.sum(total, axis=1).to(out.dtype.element_ty), mask=live)
 
 
-@triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=["count"])
 def rows_kernel(
     x: tl.tensor, x_stride: tl.tensor, weight: tl.tensor, out: tl.tensor, count: tl.tensor, outputs: tl.tensor,
     K: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,

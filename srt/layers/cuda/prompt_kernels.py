@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from srt.layers.cuda.jit import jit
 from srt.layers.cuda.launch import take_over
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -114,7 +115,7 @@ def some_keys(
     return largest, sums, total
 
 
-@triton.jit(do_not_specialize_on_alignment=["tile_row", "tile_first"])  # type: ignore[untyped-decorator]
+@jit(do_not_specialize_on_alignment=["tile_row", "tile_first"])
 def prompt_kernel(
     q: tl.tensor, keys: tl.tensor, values: tl.tensor, gates: tl.tensor, gate_stride: tl.tensor, out: tl.tensor,
     tile_row: tl.tensor, tile_first: tl.tensor, query_starts: tl.tensor, kv_lens: tl.tensor, table: tl.tensor,

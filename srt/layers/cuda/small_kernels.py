@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from srt.layers.cuda.jit import jit
 from srt.layers.cuda.launch import take_over
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@jit()
 def norm_kernel(
     x: tl.tensor, x_stride: tl.tensor, residual: tl.tensor, residual_stride: tl.tensor, weight: tl.tensor,
     total: tl.tensor, out: tl.tensor, eps: tl.tensor, SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr,
@@ -30,7 +30,7 @@ def norm_kernel(
     tl.store(out + row * SIZE + columns, (wide * scale * (1.0 + gain)).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@jit()
 def gated_silu_kernel(
     gate_up: tl.tensor, stride: tl.tensor, out: tl.tensor, limit: tl.tensor, WIDTH: tl.constexpr, CLAMP: tl.constexpr,
     BLOCK: tl.constexpr, PDL: tl.constexpr,
@@ -49,7 +49,7 @@ def gated_silu_kernel(
     tl.store(out + row * WIDTH + columns, (activated * up).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["tokens"])  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=["tokens"])
 def router_logits_kernel(
     x: tl.tensor, x_stride: tl.tensor, weight: tl.tensor, partial: tl.tensor, tokens: tl.tensor, SIZE: tl.constexpr,
     EXPERTS: tl.constexpr, SHARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
@@ -83,7 +83,7 @@ def router_logits_kernel(
     tl.store(target, total, mask=live[:, None] & inside[None, :])
 
 
-@triton.jit(do_not_specialize=["tokens"])  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=["tokens"])
 def choose_kernel(
     partial: tl.tensor, bias: tl.tensor, ids: tl.tensor, weights: tl.tensor, tokens: tl.tensor, factor: tl.tensor,
     EXPERTS: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr, TOP_K: tl.constexpr, PADDED_K: tl.constexpr,
@@ -114,7 +114,7 @@ def choose_kernel(
     tl.store(weights + token * TOP_K + places, weight, mask=places < TOP_K)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@jit()
 def block_max_kernel(
     logits: tl.tensor, stride: tl.tensor, values: tl.tensor, places: tl.tensor, SIZE: tl.constexpr, BLOCK: tl.constexpr,
     PDL: tl.constexpr,
@@ -135,7 +135,7 @@ def block_max_kernel(
     tl.store(places + at, tl.where(finite == 1, place, -1 - place))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@jit()
 def row_max_kernel(
     values: tl.tensor,
     places: tl.tensor,

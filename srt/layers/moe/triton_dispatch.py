@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
+
+from srt.layers.cuda.jit import jit
 
 E4M3_MAX = tl.constexpr(448.0)
 TINY = tl.constexpr(1.1754943508222875e-38)
 
 
-@triton.jit(do_not_specialize=["pairs", "blocks"])  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=["pairs", "blocks"])
 def schedule_kernel(
     ids: tl.tensor, order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor,
     pairs: tl.tensor, blocks: tl.tensor, EXPERTS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
@@ -45,7 +46,7 @@ def schedule_kernel(
             done += tl.sum(here.to(tl.int32))
 
 
-@triton.jit(do_not_specialize=["pairs"])  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=["pairs"])
 def count_kernel(
     ids: tl.tensor, counts: tl.tensor, pairs: tl.tensor, EXPERTS: tl.constexpr, PADDED: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -57,7 +58,7 @@ def count_kernel(
     tl.store(counts + chunk * PADDED + experts, tl.where(experts < EXPERTS, count, 0))
 
 
-@triton.jit(do_not_specialize=["pairs", "blocks", "chunks"])  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=["pairs", "blocks", "chunks"])
 def place_kernel(
     ids: tl.tensor, counts: tl.tensor, order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor,
     block_row: tl.tensor, pairs: tl.tensor, blocks: tl.tensor, chunks: tl.tensor, EXPERTS: tl.constexpr,
@@ -99,7 +100,7 @@ def place_kernel(
     tl.store(order + place, here, mask=expert < EXPERTS)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@jit()
 def combine_kernel(
     pairs: tl.tensor, ids: tl.tensor, weights: tl.tensor, shared: tl.tensor, out: tl.tensor, EXPERTS: tl.constexpr,
     HIDDEN: tl.constexpr, TOP_K: tl.constexpr, SHARED: tl.constexpr, COLUMNS: tl.constexpr,
@@ -119,7 +120,7 @@ def combine_kernel(
     tl.store(out + token * HIDDEN + columns, total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=["rows"])
 def encode_kernel(
     x: tl.tensor, x_stride: tl.tensor, codes: tl.tensor, scales: tl.tensor, rows: tl.tensor, K: tl.constexpr,
     ROWS: tl.constexpr,

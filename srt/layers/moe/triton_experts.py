@@ -251,7 +251,8 @@ def _constants(tile: Tile, x: Tensor) -> dict[str, Any]:
     """Compile-time constants of a tile. Two codes at a time need a GPU and bfloat16."""
     return {
         "COLUMNS": tile.columns, "STEP": tile.step, "JOINED": tile.joined, "TMA": tile.tma,
-        "PACKED": x.is_cuda and x.dtype is torch.bfloat16, "num_warps": tile.warps, "num_stages": tile.stages,
+        "PACKED": x.device.type != "cpu" and x.dtype is torch.bfloat16,
+        "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
 
 

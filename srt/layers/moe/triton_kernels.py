@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from srt.layers.cuda.jit import jit
+
 PLAIN = tl.constexpr(0)
 FP8 = tl.constexpr(1)
 NVFP4 = tl.constexpr(2)
@@ -211,7 +213,7 @@ def gated(gate: tl.tensor, up: tl.tensor, limit: tl.tensor, CLAMP: tl.constexpr)
     return activated * up
 
 
-@triton.jit(do_not_specialize=["pairs"])  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=["pairs"])
 def gate_up_kernel(
     x: tl.tensor, x_scale: tl.tensor, x_stride: tl.tensor, w: tl.tensor, w_scale: tl.tensor, matrix: tl.tensor,
     inner: tl.tensor, order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor,
@@ -281,7 +283,7 @@ def gate_up_kernel(
             tl.store(target, gated(gate, up, limit, CLAMP).to(inner.dtype.element_ty), mask=here)
 
 
-@triton.jit(do_not_specialize=["pairs"])  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=["pairs"])
 def down_kernel(
     inner: tl.tensor, inner_scale: tl.tensor, w: tl.tensor, w_scale: tl.tensor, matrix: tl.tensor, out: tl.tensor,
     order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor, pairs: tl.tensor,
@@ -328,7 +330,7 @@ def down_kernel(
         tl.store(target, total.to(out.dtype.element_ty), mask=mine[None, :] & inside[:, None])
 
 
-@triton.jit(do_not_specialize=["pairs"])  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=["pairs"])
 def activate_kernel(
     parts: tl.tensor, inner: tl.tensor, pairs: tl.tensor, limit: tl.tensor, WIDTH: tl.constexpr,
     SHARES: tl.constexpr, CLAMP: tl.constexpr, COLUMNS: tl.constexpr,

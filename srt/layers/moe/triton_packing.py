@@ -67,7 +67,7 @@ def encode_scales(raw: Tensor) -> Tensor:
     Raises: ValueError if one is not a number.
     """
     magnitude = (raw & 0x7F).to(torch.int32)
-    if bool((magnitude == 0x7F).any()):
+    if not raw.is_meta and bool((magnitude == 0x7F).any()):
         raise ValueError("a group scale is not a number")
     normal = magnitude + ((_SCALE_EXPONENT - 7) << 3)
     # m * 2^-9 for m in 1..7: the highest bit of m moves to the place before the fraction.

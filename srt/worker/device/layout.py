@@ -124,7 +124,8 @@ def upload(columns: Sequence[Ints], device: torch.device) -> tuple[Tensor, ...]:
     packed = torch.from_numpy(np.concatenate(columns))
     sizes = [len(column) for column in columns]
     if device.type == "cuda":
-        packed = packed.pin_memory().to(device, non_blocking=True)
+        packed = packed.pin_memory()
+    packed = packed.to(device, non_blocking=True)
     columns_: tuple[Tensor, ...] = packed.split(sizes)
     return columns_
 

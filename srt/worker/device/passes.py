@@ -19,7 +19,7 @@ from srt.models.contract import LanguageModel
 from srt.worker.device.layout import Layout, layout_of
 from srt.worker.device.mtp import DeviceProposer
 from srt.worker.device.rows import DeviceOutcome, DeviceRows, DeviceStep
-from srt.worker.device.sampler import Draws, sample
+from srt.worker.device.sampler import RowSampling, Sampler
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,20 @@ class Passed:
 
 
 class Passes:
-    """The main model, its rows and KV memory, and what guesses."""
+    """The main model, its rows and KV memory, what samples, and what guesses."""
 
     def __init__(
-        self, model: LanguageModel, kv: Sequence[KVLayer], rows: DeviceRows, ops: Ops, proposer: DeviceProposer
+        self,
+        model: LanguageModel,
+        kv: Sequence[KVLayer],
+        rows: DeviceRows,
+        ops: Ops,
+        proposer: DeviceProposer,
+        sampler: Sampler,
     ) -> None:
         self.model, self.rows, self.proposer = model, rows, proposer
-        self.kv, self._ops = kv, ops
+        self.sampling = RowSampling(rows.device, rows.nobody)
+        self.kv, self._ops, self._sampler = kv, ops, sampler
 
     def windows(self, layout: Layout) -> Layout | None:
         """Layout of the guesses behind a step with this layout; None if nothing is ever guessed."""
@@ -72,11 +79,10 @@ class Passes:
             return self.rows.end(step, wanted, wanted)
         return self.rows.end(step, *self._ops.largest(self.logits(passed)))
 
-    def draw(self, passed: Passed, draws: Draws | None) -> DeviceOutcome:
-        """Rows that sample draw, or take the largest logit."""
-        step, layout = passed.step, passed.step.layout
-        positions = step.known[layout.wanted_rows] + layout.wanted_offsets
-        return self.rows.end(step, *sample(self.logits(passed), positions, draws, self._ops))
+    def draw(self, passed: Passed, *, filtered: bool) -> DeviceOutcome:
+        """Rows that sample draw, or take the largest logit. Unless `filtered`, none of them may have a filter."""
+        found = self._sampler.sample(self.logits(passed), passed.step, self.sampling.settings, filtered=filtered)
+        return self.rows.end(passed.step, *found)
 
     def rehearse(self, tokens: int) -> None:
         """Compute a prompt of so many tokens for nobody: whatever kernels it needs are compiled then."""

@@ -6,11 +6,12 @@ take as long as a layer.
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from srt.layers.cuda.jit import jit
 
-@triton.jit(  # type: ignore[untyped-decorator]
+
+@jit(
     do_not_specialize=["R", "E", "T"],
     do_not_specialize_on_alignment=[
         "rows", "counts", "widths", "drafts", "emits", "token_rows", "offsets", "starts", "known", "drafted", "fault",
@@ -55,7 +56,7 @@ def begin_kernel(
         tl.store(slots + group * T + t, slot, mask=t < T)
 
 
-@triton.jit(  # type: ignore[untyped-decorator]
+@jit(
     do_not_specialize=["R", "WANTED", "nobody"],
     do_not_specialize_on_alignment=[
         "rows", "counts", "firsts", "starts", "known", "drafted", "fault", "sampled", "computed", "after", "accepted",

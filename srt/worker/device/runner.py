@@ -27,7 +27,7 @@ from srt.worker.device.lengths import HostLengths
 from srt.worker.device.mtp import DeviceProposer, NoDeviceGuesses
 from srt.worker.device.passes import Passed, Passes
 from srt.worker.device.rows import CONTRADICTED, DeviceOutcome, DeviceRows
-from srt.worker.device.sampler import RowSampling
+from srt.worker.device.sampler import Sampler, TorchSampler
 from srt.worker.row_images import NoImages, Part, RowImages
 
 
@@ -60,15 +60,16 @@ class DeviceRunner:
         images: RowImages | None = None,
         proposer: DeviceProposer | None = None,
         graph_shape: tuple[int, int] | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
-        """`host` samples what the device cannot. `graph_shape`: the guesses of a row in steps that are recorded, and
+        """`host` samples what `sampler` cannot. `graph_shape`: the guesses of a row in steps that are recorded, and
         the largest chunk of a prompt; None prepares nothing."""
         self._host = host
-        self.passes = Passes(model, kv, rows, ops, NoDeviceGuesses() if proposer is None else proposer)
+        guesses = NoDeviceGuesses() if proposer is None else proposer
+        self.passes = Passes(model, kv, rows, ops, guesses, TorchSampler(ops) if sampler is None else sampler)
         self.rows = rows
         self.images: RowImages = NoImages() if images is None else images
         self.graphs = None if graph_shape is None else Graphs(self.passes, rows.nobody, *graph_shape)
-        self._sampling = RowSampling(rows.device, rows.nobody)
         self._clock: Clock = clock_of(rows.device)
         self._enqueued: deque[Enqueued] = deque()
         self._last_step: int | None = None
@@ -133,7 +134,7 @@ class DeviceRunner:
         with torch.inference_mode():
             begin = self._clock.mark()
             self.rows.apply(plan)
-            self._sampling.apply(plan.starts)
+            self.passes.sampling.apply(plan.starts)
             self._host.apply(plan)
             self.images.apply(plan)
             self.passes.proposer.start(plan.starts)
@@ -177,10 +178,10 @@ class DeviceRunner:
 
     def _settle(self, passed: Passed, plan: StepPlan, record: Record | None) -> DeviceOutcome:
         """Sample, and let the rows go on."""
-        emitting = np.array(plan.rows, np.int64)[np.array(plan.emits, np.bool_)]
-        if not self._sampling.greedy(emitting.tolist()):
-            widths = passed.step.layout.host_drafts[: len(emitting)] + 1
-            return self.passes.draw(passed, self._sampling.draws(emitting, widths))
+        emitting = [row for row, emits in zip(plan.rows, plan.emits, strict=True) if emits]
+        sampling = self.passes.sampling
+        if not sampling.greedy(emitting):
+            return self.passes.draw(passed, filtered=sampling.filtered(emitting))
         if record is None:
             return self.passes.take_largest(passed)
         record.run_largest()

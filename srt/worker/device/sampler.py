@@ -1,14 +1,14 @@
 """Logits to token ids without asking the device for anything: the rules of `srt/worker/sampler.py`, in torch.
 
-What a row wants is known on the host, so a batch that only takes largest logits costs nothing more; where a token
-stands, which its noise depends on, is known on the device.
+How rows sample lies on the device, written when they start; so does where a token stands, which its noise depends on.
+The host knows the former too, and whether anything is to be drawn at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -16,86 +16,104 @@ from torch import Tensor
 
 from srt.layers.ops import Ops
 from srt.messages import RowStart, SamplingSpec
-from srt.worker.device.layout import Ints, offsets_within, upload
+from srt.worker.device.layout import upload
+from srt.worker.device.rows import DeviceStep
 from srt.worker.sampler import BLOCK, GREEDY_BELOW
 
 PLAIN: Final = SamplingSpec(temperature=0.0)
 
 
 @dataclass(frozen=True)
-class Draws:
-    """The D wanted logits of a step that are drawn from, and how; on the device."""
+class Settings:
+    """How rows sample, one line each."""
 
-    at: Tensor
-    """[D] which of the step's wanted logits, int64."""
-    integers: Tensor
-    """[3, D] int64: top_k, the seed's bits, and place behind the row's known tokens."""
-    reals: Tensor
-    """[3, D] float64: temperature, top_p, min_p."""
-    filtered: bool
-    """Whether any has a top_k or top_p."""
+    words: Tensor
+    """[rows, 5] int64: top_k, the seed's bits, then those of temperature, top_p and min_p as float64."""
+
+    @property
+    def reals(self) -> Tensor:
+        """The same memory as float64, where columns 2 to 4 are numbers."""
+        return self.words.view(torch.float64)
+
+    def write(self, rows: Sequence[int], specs: Sequence[SamplingSpec]) -> None:
+        """Rows sample so from now on."""
+        seeds = np.array([spec.seed & 0xFFFF_FFFF_FFFF_FFFF for spec in specs], np.uint64).view(np.int64)
+        reals = np.array([[spec.temperature, spec.top_p, spec.min_p] for spec in specs], np.float64)
+        top_k = np.array([spec.top_k for spec in specs], np.int64)
+        lines = np.concatenate([top_k[:, None], seeds[:, None], reals.view(np.int64)], axis=1)
+        numbers, words = upload([np.array(rows, np.int64), lines.ravel()], self.words.device)
+        self.words[numbers] = words.view(lines.shape)
 
 
 class RowSampling:
-    """How each row samples: host memory, written by plans."""
+    """How each row samples: on the host and on the device, written by plans. The row of nobody takes the largest."""
 
     def __init__(self, device: torch.device, rows: int) -> None:
-        self._device = device
-        self._specs = [PLAIN] * rows
+        self._specs = [PLAIN] * (rows + 1)
+        self.settings = Settings(torch.zeros(rows + 1, 5, dtype=torch.int64, device=device))
+        self.settings.write([rows], [PLAIN])
 
     def apply(self, starts: Sequence[RowStart]) -> None:
         """Rows begin anew."""
-        for start in starts:
-            self._specs[start.row] = start.sampling
+        changed = {start.row: start.sampling for start in starts if self._specs[start.row] != start.sampling}
+        for row, spec in changed.items():
+            self._specs[row] = spec
+        if changed:
+            self.settings.write(list(changed), list(changed.values()))
 
     def greedy(self, rows: Sequence[int]) -> bool:
         """Whether all of these rows take the largest logit."""
         return all(self._specs[row].temperature < GREEDY_BELOW for row in rows)
 
-    def draws(self, rows: Ints, widths: Ints) -> Draws | None:
-        """Those of the logits of rows with `widths` wanted logits each that are drawn from; None if there are none."""
-        row_of, offsets = np.repeat(rows, widths), offsets_within(widths)
-        at = [place for place, row in enumerate(row_of) if self._specs[row].temperature >= GREEDY_BELOW]
-        if not at:
-            return None
-        specs = [self._specs[row_of[place]] for place in at]
-        seeds = np.array([spec.seed & 0xFFFF_FFFF_FFFF_FFFF for spec in specs], np.uint64)
-        reals = np.array(
-            [[s.temperature for s in specs], [s.top_p for s in specs], [s.min_p for s in specs]], np.float64
-        )
-        top_k = np.array([spec.top_k for spec in specs], np.int64)
-        columns = [np.array(at), top_k, seeds.view(np.int64), offsets[at], reals.ravel().view(np.int64)]
-        places, k, seed, place, bits = upload(columns, self._device)
-        filtered = bool((top_k > 0).any() or (reals[1] < 1.0).any())
-        wide = bits.view(torch.float64).view(len(reals), -1)
-        return Draws(places, torch.stack([k, seed, place]), wide, filtered)
+    def filtered(self, rows: Sequence[int]) -> bool:
+        """Whether any of these rows has a top_k or top_p."""
+        return any(self._specs[row].top_k > 0 or self._specs[row].top_p < 1.0 for row in rows)
 
 
-def sample(logits: Tensor, positions: Tensor, draws: Draws | None, ops: Ops) -> tuple[Tensor, Tensor]:
-    """One token for each of the wanted logits [L, V]: (tokens [L] int64, [L] int32, 0 where logits are not finite).
+class Sampler(Protocol):
+    """Takes tokens out of logits as rows want it; nothing that it does waits for the device."""
 
-    Those that nothing is drawn from take the largest. `positions` [L]: of the tokens to sample.
+    def sample(self, logits: Tensor, step: DeviceStep, settings: Settings, *, filtered: bool) -> tuple[Tensor, Tensor]:
+        """One token for each of a step's wanted logits [L, V]: (tokens [L] int64, [L] int32, 0 where logits are not
+        finite). Unless `filtered`, no row may have a top_k or top_p."""
+        ...
+
+
+class TorchSampler:
+    """Plain torch."""
+
+    def __init__(self, ops: Ops) -> None:
+        self._ops = ops
+
+    def sample(self, logits: Tensor, step: DeviceStep, settings: Settings, *, filtered: bool) -> tuple[Tensor, Tensor]:
+        """As the protocol says."""
+        tokens, finite = self._ops.largest(logits)
+        layout = step.layout
+        rows, positions = step.emitting[layout.wanted_rows], step.known[layout.wanted_rows] + layout.wanted_offsets
+        top_k, seeds = settings.words[rows, :2].unbind(dim=1)
+        temperature, top_p, min_p = settings.reals[rows, 2:].unbind(dim=1)
+        drawing = temperature >= GREEDY_BELOW
+        warm = torch.where(drawing, temperature, 1.0).float()
+        scaled = (logits.float() - logits.amax(dim=1, keepdim=True).float()) / warm[:, None]
+        kept = _top(scaled, top_k, top_p) if filtered else None
+        return torch.where(drawing, draw(scaled, uniform(seeds, positions), min_p, kept), tokens), finite
+
+
+def draw(scaled: Tensor, numbers: Tensor, min_p: Tensor, kept: Tensor | None) -> Tensor:
+    """Inverse of the cumulative distribution at each row's number.
+
+    Shapes: scaled [D, V] float32, logits less their largest over the temperature; numbers and min_p [D] float64; kept
+    [D, V] bool, None for all; -> [D].
     """
-    tokens, finite = ops.largest(logits)
-    if draws is None:
-        return tokens, finite
-    return tokens.index_copy(0, draws.at, draw(logits[draws.at].float(), positions[draws.at], draws)), finite
-
-
-def draw(logits: Tensor, positions: Tensor, draws: Draws) -> Tensor:
-    """Inverse of the cumulative distribution at each row's number: logits [D, V] float32 -> [D]."""
-    top_k, seeds, _ = draws.integers.unbind()
-    temperature, top_p, min_p = draws.reals.unbind()
-    scaled = (logits - logits.amax(dim=1, keepdim=True)) / temperature.float()[:, None]
     weights = _padded(scaled.exp())
     weights = torch.where(weights < min_p[:, None], 0.0, weights)
-    if draws.filtered:
-        weights[:, : logits.shape[1]] *= _top(scaled, top_k, top_p)
+    if kept is not None:
+        weights[:, : scaled.shape[1]] *= kept
     sums = _block_sums(weights)
     total = sums[:, -1]
-    numbers = uniform(seeds, positions) * total
     # A product that rounds up to the total would point past the last token.
-    return _sums_below(weights, sums, torch.minimum(numbers, torch.nextafter(total, torch.zeros_like(total))))
+    target = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))
+    return _sums_below(weights, sums, target)
 
 
 def _top(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

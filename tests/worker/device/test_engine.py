@@ -15,12 +15,8 @@ from srt.configs.plan import DraftTraits
 from srt.errors import ProcessLost
 from srt.layers.moe.backends import RunnerChoice
 from srt.layers.moe.reference import ReferenceExperts
-from srt.layers.ops import TorchOps
 from srt.layers.quant.plain import Plain
 from srt.messages import LogprobSpec, PageUpdate, RowStart, SamplingSpec, StepPlan
-from srt.worker import sampler as host
-from srt.worker.device import sampler as device
-from srt.worker.device.layout import upload
 from srt.worker.device.mtp import DeviceWindows
 from srt.worker.device.runner import DeviceRunner
 from srt.worker.startup import Pick, Picks, _recordable, reference_backends
@@ -220,41 +216,6 @@ def test_logits_that_are_not_finite_fail_the_step(checkpoint: Path, tmp_path: Pa
     runner.submit(first(5, True))
     with pytest.raises(ProcessLost, match="logits are not finite"):
         list(runner.finished())
-
-
-def test_draws_on_the_device_are_those_of_the_host() -> None:
-    generator, rows = np.random.default_rng(5), 64
-    specs = [
-        SamplingSpec(
-            temperature=float(generator.choice([0.0, 0.3, 1.0, 2.0])),
-            top_k=int(generator.choice([0, 1, 5, 999, 4000])),
-            top_p=float(generator.choice([0.2, 0.9, 1.0])),
-            min_p=float(generator.choice([0.0, 0.05])),
-            seed=int(generator.integers(0, 1 << 63)) * 2 + 1,
-        )
-        for _ in range(rows)
-    ]
-    logits = torch.randn(rows, 1000, generator=torch.Generator().manual_seed(1)) * 3
-    positions = generator.integers(0, 10_000, rows)
-    columns = host.SamplingColumns(
-        temperature=np.array([spec.temperature for spec in specs]),
-        top_k=np.array([spec.top_k for spec in specs]),
-        top_p=np.array([spec.top_p for spec in specs]),
-        min_p=np.array([spec.min_p for spec in specs]),
-        seed=np.array([spec.seed & 0xFFFF_FFFF_FFFF_FFFF for spec in specs], np.uint64),
-        position=positions,
-    )
-    ops = TorchOps()
-    expected = host.sample(logits.clone(), columns, ops)
-    sampling = device.RowSampling(CPU, rows)
-    sampling.apply([RowStart(row, b"", 0, 0, spec) for row, spec in enumerate(specs)])
-    every, ones = np.arange(rows), np.ones(rows, np.int64)
-    (places,) = upload([positions], CPU)
-    drawn, finite = device.sample(logits.clone(), places, sampling.draws(every, ones), ops)
-    assert drawn.tolist() == expected.tolist()
-    assert finite.tolist() == [1] * rows
-    numbers = device.uniform(*upload([columns.seed.view(np.int64), positions], CPU))
-    assert numbers.tolist() == host.uniform(columns.seed, positions).tolist()
 
 
 def test_steps_are_recorded_only_where_nothing_in_them_waits() -> None:

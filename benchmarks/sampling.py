@@ -1,0 +1,146 @@
+"""Time the draw of a step's tokens on a GPU: plain torch, which sorts, beside the kernels, which do not.
+
+    python -m benchmarks.sampling --rows 1,8,64,256 --out results.jsonl
+
+Logits are random, bfloat16, of the standard deviation that `--spread` names: with 3 top_p keeps some thousands of
+tokens, with 1 or less most. A figure is the median of replays of a CUDA graph that holds some draws, divided by their
+number. Before anything is timed, tokens of both are compared. They may differ where a number falls within the rounding
+of a sum: one draw in a hundred, where there are a hundred thousand tokens to choose from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.report import append, context
+from srt.layers.cuda.ops import TritonOps
+from srt.layers.gpu import current_gpu
+from srt.messages import RowStart, SamplingSpec
+from srt.worker.device.fused_sampler import FusedSampler
+from srt.worker.device.layout import layout_of
+from srt.worker.device.rows import DeviceRows, DeviceStep
+from srt.worker.device.sampler import RowSampling, Sampler, TorchSampler
+
+SPECS: Final = {
+    "largest": SamplingSpec(temperature=0.0),
+    "temperature": SamplingSpec(temperature=0.8),
+    "top_p": SamplingSpec(temperature=0.8, top_p=0.95),
+    "top_k+top_p": SamplingSpec(temperature=0.8, top_k=50, top_p=0.95),
+}
+CALLS: Final = 4
+CHECKED: Final = 256
+"""Rows whose tokens are compared."""
+AGREEING: Final = 0.95
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows of one kind with their logits."""
+
+    logits: Tensor
+    step: DeviceStep
+    sampling: RowSampling
+
+    def draw(self, sampler: Sampler, *, filtered: bool) -> Tensor:
+        """Their tokens."""
+        return sampler.sample(self.logits, self.step, self.sampling.settings, filtered=filtered)[0]
+
+
+def work_of(spec: SamplingSpec, rows: int, args: argparse.Namespace) -> Work:
+    """Rows that sample as `spec` says, each with a seed of its own."""
+    device = torch.device("cuda")
+    state = DeviceRows(device, 1, 64, 64, rows)
+    state.state[:, :2] = torch.tensor([6, 7], device=device)
+    sampling = RowSampling(device, rows)
+    specs = [SamplingSpec(spec.temperature, spec.top_k, spec.top_p, spec.min_p, seed) for seed in range(rows)]
+    sampling.apply([RowStart(row, b"", 0, 0, one) for row, one in enumerate(specs)])
+    ones = np.ones(rows, np.int64)
+    step = state.begin(layout_of(np.arange(rows), ones, ones.astype(np.bool_), ones * 0, device))
+    logits = (torch.randn(rows, args.vocabulary, device=device) * args.spread).bfloat16()
+    return Work(logits, step, sampling)
+
+
+def microseconds(call: Callable[[], Any], replays: int) -> float:
+    """Median time of a call, out of replays of a graph of a few."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(CALLS):
+            call()
+    graph.replay()
+    times = []
+    for _ in range(replays):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(float(start.elapsed_time(end)) * 1e3 / CALLS)
+    return statistics.median(times)
+
+
+def check(name: str, plain: Sampler, kernels: Sampler, args: argparse.Namespace) -> float:
+    """Share of rows that get the same token from both. Ends the run if they are few."""
+    work = work_of(SPECS[name], CHECKED, args)
+    same = float((work.draw(plain, filtered=True) == work.draw(kernels, filtered=True)).float().mean())
+    if same < AGREEING:
+        raise SystemExit(f"{name}: only {same:.1%} of the kernels' tokens are those of torch")
+    return same
+
+
+def measure(name: str, rows: int, plain: Sampler, kernels: Sampler, args: argparse.Namespace) -> dict[str, Any]:
+    """One line of the result."""
+    spec = SPECS[name]
+    work, filtered = work_of(spec, rows, args), spec.top_k > 0 or spec.top_p < 1.0
+    ways = {
+        "torch_us": lambda: work.draw(plain, filtered=filtered),
+        "kernels_us": lambda: work.draw(kernels, filtered=filtered),
+        # As where one other row has a filter.
+        "beside_us": lambda: work.draw(kernels, filtered=True),
+    }
+    return {"draw": name, "rows": rows} | {
+        way: round(microseconds(call, args.replays), 1) for way, call in ways.items()
+    }
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default="1,8,64,256", help="rows of a step (default %(default)s)")
+    parser.add_argument("--vocabulary", type=int, default=128_896, help="default %(default)s")
+    parser.add_argument("--spread", type=float, default=3.0, help="standard deviation of logits (default %(default)s)")
+    parser.add_argument("--replays", type=int, default=9, help="default %(default)s")
+    parser.add_argument("--out", type=Path, help="append the result to this file of JSON lines")
+    args = parser.parse_args()
+    if current_gpu() is None:
+        raise SystemExit("benchmarks.sampling needs a GPU")
+    torch.manual_seed(1)
+    print(f"{torch.cuda.get_device_name()}, {args.vocabulary} logits, spread {args.spread}, microseconds a draw")
+    print(f"{'':<14}{'rows':>6}{'torch':>10}{'kernels':>10}{'beside filters':>16}{'same':>8}")
+    gpu, results = current_gpu(), []
+    plain, kernels = TorchSampler(TritonOps(gpu)), FusedSampler(gpu)
+    with torch.inference_mode():
+        for name in SPECS:
+            same = check(name, plain, kernels, args)
+            for rows in map(int, args.rows.split(",")):
+                one = measure(name, rows, plain, kernels, args) | {"same": same}
+                results.append(one)
+                print("{draw:<14}{rows:>6}{torch_us:>10}{kernels_us:>10}{beside_us:>16}{same:>8.3f}".format(**one))
+    if args.out is not None:
+        machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": str(torch.version.cuda)}
+        options = {"vocabulary": args.vocabulary, "spread": args.spread}
+        append(args.out, {"benchmark": "sampling", **context(), **machine, **options, "results": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Kernels that a start compiles before they are needed. No GPU is needed to know which: only to launch them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+import torch
+from triton import knobs
+
+from srt.worker.device.ahead import META, Ahead, Note, doubling, quarters
+from srt.worker.device.passes import Passes
+from tests.support.checkpoints import write_checkpoint
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def kernels(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the tool in a process of its own, where Triton compiles."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.kernels", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_steps_of_any_number_of_tokens_need_no_kernels_but_those_of_the_start(tmp_path: Path) -> None:
+    told = kernels("--model-path", str(write_checkpoint(tmp_path / "tiny")), "--mtp", "--every", "33")
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "needed beside" not in told.stdout
+    counts = {line.split()[0]: int(line.split()[1]) for line in told.stdout.splitlines()}
+    assert counts["attend_kernel"] > 1 and counts["gate_up_kernel"] > 1 and counts["begin_kernel"] == 3
+
+
+def test_every_kernel_that_is_launched_can_be_compiled_ahead() -> None:
+    sources = [path for folder in ("srt", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+    found = [re.findall(r"^@(\S+?)[(\s](?:[^@]*?)^def (\w+_kernel)\(", path.read_text(), re.M) for path in sources]
+    declared = [pair for pairs in found for pair in pairs]
+    assert len(declared) > 15
+    assert {decorator for decorator, _ in declared} == {"jit"}, declared
+
+
+def test_a_start_that_finds_its_note_compiles_nothing(tmp_path: Path) -> None:
+    def build() -> Passes:
+        raise AssertionError("nothing is asked for")
+
+    with knobs.cache.scope():
+        knobs.cache.dir = str(tmp_path)
+        note = Note("a model", 1)
+        note.write("123")
+        assert Note("a model", 1).read() == "123" and Note("a model", 2).read() is None
+        assert Ahead(build, [], note, 1, META).result() == f"123, all in {tmp_path}"
+
+
+def test_a_start_goes_on_where_nothing_can_be_compiled_ahead(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def build() -> Passes:
+        raise RuntimeError("no compiler")
+
+    with knobs.cache.scope():
+        knobs.cache.dir = str(tmp_path)
+        note = Note("a model")
+        told = Ahead(build, [], note, 1, torch.device("cpu")).result()
+    assert told == "when they are first launched: no compiler"
+    assert "not compiled ahead" in caplog.text
+    assert note.read() is None
+
+
+def test_sizes_are_as_many_as_there_are_kernels_for() -> None:
+    assert doubling(12) == [1, 2, 3, 4, 5, 8, 9, 12]
+    assert list(quarters(20)) == [2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20]
