@@ -23,7 +23,7 @@ from srt.grammar.shelf import Shelf
 from srt.layers.batch import KVLayer
 from srt.layers.cpu.build import KernelsUnavailable, default_cache
 from srt.layers.cpu.kernels import load_kernels
-from srt.layers.gpu import Gpu, current_gpu
+from srt.layers.gpu import current_gpu
 from srt.layers.moe.backends import Candidate, RunnerChoice, candidates, choose_runner
 from srt.layers.moe.placement import place
 from srt.layers.ops import Ops
@@ -47,6 +47,8 @@ from srt.worker.grammars import RowGrammars, open_grammars
 from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
 from srt.worker.memory import kv_bytes_by_group, weight_bytes
+from srt.worker.pick import Pick as Pick  # for those who start workers
+from srt.worker.pick import choose_attention, compiled_attention
 from srt.worker.row_images import RowImages, TowerImages
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
@@ -71,20 +73,12 @@ ATTENTION: Final = {
     "triton": "srt.layers.cuda.attention:TritonAttention",
     "flashinfer": "srt.layers.attention.flashinfer:attention_for",
 }
-AUTO_ATTENTION: Final = "triton"
-"""What `--attention-backend auto` takes on a GPU: `triton` or `flashinfer`, by measurement (docs/log.md)."""
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KV_DTYPES: Final = {**DTYPES, "fp8_e4m3": torch.float8_e4m3fn}
 
 
-@dataclass(frozen=True)
-class Pick:
-    """A backend by its key in a registry, why it was taken, and what its class is made with."""
-
-    key: str
-    reason: str
-    arguments: tuple[object, ...] = ()
+ON_HOST: Final = Pick("host", "the model runs on the CPU")
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,7 @@ class Picks:
     linear: Pick
     attention: Pick
     experts: Pick
-    engine: Pick = Pick("host", "the model runs on the CPU")
+    engine: Pick = ON_HOST
     """What keeps the rows and runs the steps."""
 
 
@@ -170,44 +164,10 @@ def _gpu_backends(picks: Picks) -> Picks:
     return Picks(triton, linear, triton, picks.experts, engine)
 
 
-def _attending(picks: Picks, plan: RuntimePlan) -> Picks:
-    """With the attention that was asked for, or that is best.
-
-    Raises: StartupError if what was asked for cannot run here.
-    """
-    found, gpu, option = picks.attention, current_gpu(), plan.server.attention_backend
-    asked = option
-    if option == "auto":
-        asked = AUTO_ATTENTION if found.key == "triton" else found.key
-    if asked == found.key:
-        return picks
-    if asked == "reference":
-        return replace(picks, attention=Pick("reference", "as asked"))
-    if gpu is None or importlib.util.find_spec("triton") is None:
-        raise StartupError(f"--attention-backend {asked}: needs a GPU, with Triton installed")
-    if asked == "triton":
-        return replace(picks, attention=Pick("triton", "as asked", (gpu,)))
-    pick, refused = _flashinfer(plan, gpu)
-    if refused is None:
-        return replace(picks, attention=pick)
-    if option != "auto":
-        raise StartupError(f"--attention-backend {asked}: {refused}")
-    return replace(picks, attention=replace(found, reason=f"flashinfer: {refused}; {found.reason}"))
-
-
-def _flashinfer(plan: RuntimePlan, gpu: Gpu) -> tuple[Pick, str | None]:
-    """FlashInfer for prompts, and why it cannot be."""
-    from srt.layers.attention.flashinfer import Shape, backend_of, refusal
-
-    sizes, windows = (group.head_dim for group in plan.groups), (group.window is not None for group in plan.groups)
-    shape = Shape(DTYPES[plan.dtype], KV_DTYPES[plan.kv_dtype], frozenset(sizes), frozenset(windows))
-    reason = f"{backend_of(gpu)} for prompts once it is compiled, Triton until then and for all else"
-    return Pick("flashinfer", reason, (gpu, shape)), refusal(shape, gpu)
-
-
 def _fitting(picks: Picks, plan: RuntimePlan) -> Picks:
     """Without backends that cannot compute this model."""
-    picks = _attending(picks, plan)
+    attention = choose_attention(picks.attention, plan, DTYPES[plan.dtype], KV_DTYPES[plan.kv_dtype])
+    picks = replace(picks, attention=attention)
     odd = [group.head_dim for group in plan.groups if group.head_dim < 16 or group.head_dim & (group.head_dim - 1)]
     if picks.attention.key not in ("triton", "flashinfer") or not odd:
         return picks
@@ -324,9 +284,10 @@ def passes_without_memory(built: Built) -> Passes:
     from srt.worker.device.ahead import META, Lookalike, fill, without_repeats
 
     plan, group = built.plan, Lookalike(built.group)
+    picks = replace(built.picks, attention=compiled_attention(built.picks.attention))
     text = without_repeats(built.config.text, built.formats)
     config = msgspec.structs.replace(built.config, text=text)
-    tools = _toolkit(built.picks, plan, group, built.experts)
+    tools = _toolkit(picks, plan, group, built.experts)
     family = FAMILIES[config.model_type]
     model = family.build(config, tools)
     draft = build_draft(plan, config, family, model, tools)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import msgspec
 import pytest
+import torch
 
 from srt.configs.plan import RuntimePlan
 from srt.errors import StartupError
 from srt.layers.attention.flashinfer import Shape
 from srt.layers.gpu import Gpu
-from srt.worker import startup
-from srt.worker.startup import Pick, _attending, reference_backends
+from srt.worker import pick as picking
+from srt.worker.pick import Pick, choose_attention, compiled_attention
 from tests.support.checkpoints import write_checkpoint
 from tests.support.steps import plan_for
 
-TRITON = replace(reference_backends("under test"), attention=Pick("triton", "compiled for this GPU"))
+TRITON = Pick("triton", "compiled for this GPU")
+REFERENCE = Pick("reference", "runs everywhere")
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,13 @@ def asking(plan: RuntimePlan, backend: str) -> RuntimePlan:
     return msgspec.structs.replace(plan, server=msgspec.structs.replace(plan.server, attention_backend=backend))
 
 
+def chosen(found: Pick, plan: RuntimePlan) -> Pick:
+    return choose_attention(found, plan, torch.bfloat16, torch.bfloat16)
+
+
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(startup, "current_gpu", lambda: Gpu((9, 0)))
+    monkeypatch.setattr(picking, "current_gpu", lambda: Gpu((9, 0)))
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, reason: str | None) -> list[Shape]:
@@ -45,29 +49,29 @@ def refusing(monkeypatch: pytest.MonkeyPatch, reason: str | None) -> list[Shape]
 
 
 def test_auto_keeps_what_was_picked(plan: RuntimePlan, hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(startup, "AUTO_ATTENTION", "triton")
-    assert _attending(TRITON, plan) is TRITON
-    native = replace(TRITON, attention=Pick("native", "vectors"))
-    assert _attending(native, plan) is native
+    monkeypatch.setattr(picking, "AUTO_ATTENTION", "triton")
+    assert chosen(TRITON, plan) is TRITON
+    native = Pick("native", "vectors")
+    assert chosen(native, plan) is native
 
 
 def test_what_is_asked_for_is_taken(plan: RuntimePlan, hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
     (head_dim,) = {group.head_dim for group in plan.groups}
     shapes = refusing(monkeypatch, None)
-    found = _attending(TRITON, asking(plan, "flashinfer")).attention
+    found = chosen(TRITON, asking(plan, "flashinfer"))
     assert found.key == "flashinfer"
     assert found.reason == "fa3 for prompts once it is compiled, Triton until then and for all else"
     assert found.arguments == (Gpu((9, 0)), shapes[0])
     assert (set(shapes[0].head_dims), set(shapes[0].windows)) == ({head_dim}, {False, True})
-    assert _attending(TRITON, asking(plan, "reference")).attention.key == "reference"
-    reference = reference_backends("under test")
-    assert _attending(reference, asking(plan, "triton")).attention.key == "triton"
+    assert compiled_attention(found) == Pick("triton", found.reason, (Gpu((9, 0)),))
+    assert chosen(TRITON, asking(plan, "reference")).key == "reference"
+    assert chosen(REFERENCE, asking(plan, "triton")).key == "triton"
 
 
 def test_what_cannot_run_here_is_refused_with_its_reason(plan: RuntimePlan) -> None:
     for backend in ("triton", "flashinfer"):
         with pytest.raises(StartupError, match=f"--attention-backend {backend}: needs a GPU"):
-            _attending(reference_backends("under test"), asking(plan, backend))
+            chosen(REFERENCE, asking(plan, backend))
 
 
 def test_flashinfer_refuses_aloud_if_asked_for_and_gives_way_if_it_is_only_preferred(
@@ -75,8 +79,12 @@ def test_flashinfer_refuses_aloud_if_asked_for_and_gives_way_if_it_is_only_prefe
 ) -> None:
     refusing(monkeypatch, "has no kernels for heads of size 16")
     with pytest.raises(StartupError, match="--attention-backend flashinfer: has no kernels for heads of size 16"):
-        _attending(TRITON, asking(plan, "flashinfer"))
-    monkeypatch.setattr(startup, "AUTO_ATTENTION", "flashinfer")
-    found = _attending(TRITON, plan).attention
+        chosen(TRITON, asking(plan, "flashinfer"))
+    monkeypatch.setattr(picking, "AUTO_ATTENTION", "flashinfer")
+    found = chosen(TRITON, plan)
     assert found.key == "triton"
     assert found.reason == "flashinfer: has no kernels for heads of size 16; compiled for this GPU"
+
+
+def test_what_is_compiled_ahead_of_another_backend_is_all_of_it() -> None:
+    assert compiled_attention(TRITON) is TRITON

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from srt.layers.batch import ForwardBatch, KVLayer
 
-
 COMPILING: Final = "compiling attention"
 """Name of the thread in which a backend compiles what it can do without until then."""
 

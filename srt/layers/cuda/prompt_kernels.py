@@ -181,7 +181,7 @@ def prompt_kernel(
     )  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@jit()
 def gate_kernel(
     out: tl.tensor, gates: tl.tensor, gate_stride: tl.tensor, Q_HEADS: tl.constexpr, SIZE: tl.constexpr,
     HEADS: tl.constexpr, PDL: tl.constexpr,
