@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from srt.configs.plan import Activations, WeightKind
+from srt.configs.plan import Activations, Moment, WeightKind
 from srt.configs.step3p7 import LayerConfig, TextConfig, VisionConfig
 
 EMBEDDING, ATTENTION, NETWORKS, EXPERTS, ROUTERS, NORMS, HEAD, MTP, VISION = (
@@ -33,18 +33,31 @@ def weight_kinds(text: TextConfig, vision: VisionConfig | None, formats: Mapping
     return tuple(_times(kind, count) for kind, count in kinds.items())
 
 
-def activations(text: TextConfig) -> Activations:
+def activations(text: TextConfig, formats: Mapping[int, str]) -> Activations:
     """What a step needs beside weights and KV, per token and per wanted row of logits; and the rotary tables."""
-    widest = max((layer.q_heads + 2 * layer.kv_heads) * layer.head_dim for layer in text.layers)
-    moe = text.moe
-    routed = 0 if moe is None else moe.chosen * (3 * moe.width + 2 * text.hidden_size)
-    dense = 3 * text.intermediate_size
+    moments = [_attending(layer, 5 * text.hidden_size) for layer in text.layers]
+    moments += [_attending(layer, 8 * text.hidden_size, drafting=True) for layer in text.mtp_layers]
+    moments.append(Moment(5 * text.hidden_size, 3 * text.intermediate_size))
+    if text.moe is not None and formats:
+        moe, coded = text.moe, "fp8" in formats.values()
+        codes = 1 + 4 / 128 if coded else 0.0  # what enters the second product, and its scales
+        moments.append(
+            Moment(5 * text.hidden_size + moe.chosen * text.hidden_size, width=moe.chosen * moe.width, codes=codes)
+        )
     return Activations(
-        token_values=4 * text.hidden_size + 2 * widest + max(routed, dense),
+        moments=tuple(dict.fromkeys(moments)),
+        hidden_values=text.hidden_size,
         logit_values=text.vocab_size,
+        layers=len(text.layers),
         rotary_values=sum({layer.rope: layer.rope.rotary_dim for layer in text.layers}.values()),
         draft_rotary_values=sum({layer.rope: layer.rope.rotary_dim for layer in text.mtp_layers}.values()),
     )
+
+
+def _attending(layer: LayerConfig, whole: int, *, drafting: bool = False) -> Moment:
+    """A layer attends: what was projected, the queries, and what comes out."""
+    projected = (layer.q_heads + 2 * layer.kv_heads) * layer.head_dim + layer.q_heads
+    return Moment(whole, projected + 2 * layer.q_heads * layer.head_dim, drafting=drafting)
 
 
 def tower_values(vision: VisionConfig, hidden_size: int) -> int:

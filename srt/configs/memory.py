@@ -92,13 +92,86 @@ def position_bytes(model: ModelFacts, context: int, modules: int) -> int:
     return 4 * values * (context + 1)
 
 
-def step_bytes(model: ModelFacts, tokens: int, rows: int, item_bytes: int) -> int:
-    """An estimate of what the largest step of one rank needs: activations of `tokens`, and logits of `rows` in float32,
-    twice because sampling works on a copy."""
-    return tokens * model.activations.token_values * item_bytes + 2 * 4 * rows * model.activations.logit_values
+class Work(NamedTuple):
+    """Sizes of the largest step: tokens in it, rows with logits, guesses of each, draft modules that run."""
+
+    tokens: int
+    rows: int
+    drafts: int
+    modules: int
+
+    @property
+    def logits(self) -> int:
+        """Wanted rows of logits."""
+        return self.rows * (1 + self.drafts)
 
 
-GRAPHS_BYTES: Final = 512 << 20
-"""An estimate of what captured CUDA graphs hold on one GPU."""
+def step_bytes(model: ModelFacts, work: Work, spread: Spread) -> int:
+    """What the largest step of one rank needs: activations of all its tokens, or, when these are gone, logits and what
+    drawing from them takes."""
+    sampling = work.tokens * model.activations.hidden_values * spread.item_bytes + _logit_bytes(model, work, spread)
+    guessed = work.rows * model.activations.logit_values * spread.item_bytes * (work.modules > 1)
+    busiest = max(_layer_bytes(model, work.tokens, work.modules, spread) + guessed, sampling + work.logits * DRAW_BYTES)
+    return busiest + LIBRARY_BYTES + work.tokens * TOKEN_BYTES
+
+
+def _layer_bytes(model: ModelFacts, tokens: int, modules: int, spread: Spread) -> int:
+    """Activations at the moment when most are in use."""
+    busiest = 0.0
+    for moment in model.activations.moments:
+        if modules or not moment.drafting:
+            width = moment.width * spread.expert_groups / spread.ranks
+            values = moment.whole + moment.split / spread.ranks + width
+            busiest = max(busiest, values * spread.item_bytes + width * moment.codes)
+    return int(tokens * busiest)
+
+
+def _logit_bytes(model: ModelFacts, work: Work, spread: Spread) -> int:
+    """The wanted logits; several ranks each hold their share beside the whole."""
+    return work.logits * model.activations.logit_values * spread.item_bytes * (2 if spread.ranks > 1 else 1)
+
+
+def row_bytes(model: ModelFacts, work: Work, context: int, tables: int, item_bytes: int) -> int:
+    """What the rows of requests hold on a GPU: tokens, `tables` entries of page tables, state; and hidden states for
+    draft modules."""
+    line = 3 * 8 + 4 * (context + 1 + work.drafts) + 4 * tables
+    if work.modules:
+        line += 3 * 8 + work.modules * model.activations.hidden_values * item_bytes
+    return (work.rows + 1) * line
+
+
+def record_sizes(most: int) -> list[int]:
+    """Numbers of rows that have a recorded step: all small ones, then eight between a power of two and the next."""
+    found, size, step = list(range(1, min(most, FINE) + 1)), FINE, 1
+    while size < most:
+        step = step * 2 if size >= 16 * step else step
+        size += step
+        found.append(min(size, most))
+    return found
+
+
+def graph_bytes(model: ModelFacts, work: Work, spread: Spread) -> int:
+    """An estimate of what recorded steps hold on one GPU: the memory that the largest works in, which all share; what
+    each leaves; and what the driver keeps of each of its kernels."""
+    sizes, kinds = record_sizes(work.rows), sorted({0, work.drafts})
+    largest = max(_layer_bytes(model, work.logits, work.modules, spread), _logit_bytes(model, work, spread))
+    kept = sum(size * (1 + drafts) for size in sizes for drafts in kinds)
+    left = kept * (model.activations.hidden_values * spread.item_bytes + TOKEN_BYTES)
+    kernels = LAYER_KERNELS * (model.activations.layers + work.modules) + OTHER_KERNELS
+    return largest + left + len(sizes) * len(kinds) * kernels * KERNEL_BYTES
+
+
+FINE: Final = 8
+"""Up to so many rows every number has a record; beyond, an eighth of the number may be filled up."""
+DRAW_BYTES: Final = 40 << 10
+"""What drawing from a row of logits takes beside them."""
+LIBRARY_BYTES: Final = 32 << 20
+"""What cuBLAS works in."""
+TOKEN_BYTES: Final = 192
+"""Beside a token's numbers: its id, position, slots, and where it belongs."""
+LAYER_KERNELS: Final = 16
+OTHER_KERNELS: Final = 40
+KERNEL_BYTES: Final = 4096
+"""Of a recorded kernel; an estimate."""
 CONTEXT_BYTES: Final = 640 << 20
 """An estimate of what the driver, the libraries and their kernels hold on one GPU."""

@@ -61,12 +61,26 @@ class WeightKind(msgspec.Struct, frozen=True):
     packed: bool = True
 
 
+class Moment(msgspec.Struct, frozen=True):
+    """A moment of a step at which much is in use beside weights and KV: numbers a token. `whole` are on every rank,
+    `split` shared out among the ranks, `width` among those that share an expert, each with `codes` bytes beside."""
+
+    whole: int
+    split: int = 0
+    width: int = 0
+    codes: float = 0.0
+    drafting: bool = False
+    """It comes with draft modules only."""
+
+
 class Activations(msgspec.Struct, frozen=True):
     """What a step needs beside weights and KV, in numbers: for each token, for each row of logits; and of the rotary
     tables for each position, those of the draft modules apart."""
 
-    token_values: int = 0
+    moments: tuple[Moment, ...] = ()
+    hidden_values: int = 0
     logit_values: int = 0
+    layers: int = 0
     rotary_values: int = 0
     draft_rotary_values: int = 0
 

@@ -13,11 +13,13 @@ import msgspec
 from srt.configs.drafting import kv_groups, resolve_drafting
 from srt.configs.memory import (
     CONTEXT_BYTES,
-    GRAPHS_BYTES,
     ITEM_BYTES,
     Spread,
+    Work,
     check_split,
+    graph_bytes,
     position_bytes,
+    row_bytes,
     step_bytes,
     weight_parts,
 )
@@ -146,23 +148,33 @@ def _weights(
     server: ServerConfig, model: ModelFacts, dtype: str, device: DeviceFacts, drafting: DraftTraits
 ) -> dict[str, int]:
     """Bytes of the parts of the model that are loaded, over all ranks. The image tower is whole on each of them."""
-    spread = Spread(server.tp_size, server.ep_size, ITEM_BYTES[dtype], panels=device.device == "cpu")
-    return weight_parts(model, spread, drafting.modules, tower=model.has_vision)
+    return weight_parts(model, _spread(server, dtype, device), drafting.modules, tower=model.has_vision)
+
+
+def _spread(server: ServerConfig, dtype: str, device: DeviceFacts) -> Spread:
+    return Spread(server.tp_size, server.ep_size, ITEM_BYTES[dtype], panels=device.device == "cpu")
 
 
 def _kept(
     server: ServerConfig, model: ModelFacts, device: DeviceFacts, limits: Limits, drafting: DraftTraits
 ) -> dict[str, int]:
-    """Bytes of what else stays, over all ranks: rotary tables, features of images; on a GPU also what steps, graphs and
-    the driver need, by estimate."""
+    """Bytes of what else stays, over all ranks: rotary tables, features of images; on a GPU also rows, what steps need,
+    graphs and the driver."""
     tables = {"position tables": position_bytes(model, limits.context, drafting.modules)}
     features = {"image features": server.encoder_cache_bytes} if model.has_vision else {}
-    estimates = {}
+    rest = {}
     if device.device == "cuda":
-        rows = limits.running * (1 + drafting.drafts)
-        largest = step_bytes(model, limits.chunk + rows, rows, ITEM_BYTES[_dtype(server, model)[0]])
-        estimates = {"largest step": largest, "graphs": GRAPHS_BYTES, "driver": CONTEXT_BYTES}
-    return {part: size * server.tp_size for part, size in (tables | features | estimates).items() if size}
+        spread = _spread(server, _dtype(server, model)[0], device)
+        tokens = limits.chunk + limits.running * (1 + drafting.drafts)
+        work = Work(tokens, limits.running, drafting.drafts, drafting.modules)
+        entries = -(-limits.context // server.page_size) * len(kv_groups(model, drafting))
+        rest = {
+            "rows": row_bytes(model, work, limits.context, entries, spread.item_bytes),
+            "largest step": step_bytes(model, work, spread),
+            "graphs": graph_bytes(model, work, spread),
+            "driver": CONTEXT_BYTES,
+        }
+    return {part: size * server.tp_size for part, size in (tables | features | rest).items() if size}
 
 
 def _check_experts(server: ServerConfig) -> None:

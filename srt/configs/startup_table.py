@@ -157,10 +157,14 @@ def _part_reason(plan: RuntimePlan, part: str) -> str:
             return f"rotations of {plan.context_length} positions in float32"
         case "image features":
             return "--encoder-cache-bytes, on each rank"
+        case "rows":
+            return f"tokens and page tables of {plan.max_running_requests} requests"
         case "largest step":
-            return f"activations of {plan.max_step_tokens} tokens and their logits, estimated"
-        case "graphs" | "driver":
-            return "estimated"
+            return f"activations of {plan.max_step_tokens} tokens and their logits"
+        case "graphs":
+            return "steps recorded while the server is idle; estimated"
+        case "driver":
+            return "CUDA's context, libraries and their kernels; estimated"
         case _:
             return f"in {plan.dtype}"
 

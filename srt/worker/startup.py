@@ -73,6 +73,7 @@ ATTENTION: Final = {
     "triton": "srt.layers.cuda.attention:TritonAttention",
     "flashinfer": "srt.layers.attention.flashinfer:attention_for",
 }
+SAMPLERS: Final = {"graphs": "srt.worker.device.fused_sampler:FusedSampler"}
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KV_DTYPES: Final = {**DTYPES, "fp8_e4m3": torch.float8_e4m3fn}
@@ -160,7 +161,7 @@ def _gpu_backends(picks: Picks) -> Picks:
     gpu = current_gpu()
     triton = Pick("triton", "compiled for this GPU", (gpu,))
     linear = Pick("triton", "for few tokens, cuBLAS for many", (gpu,))
-    engine = Pick("graphs", "rows and samples stay on the GPU; decodes are recorded while the server is idle")
+    engine = Pick("graphs", "rows and samples stay on the GPU; decodes are recorded while the server is idle", (gpu,))
     return Picks(triton, linear, triton, picks.experts, engine)
 
 
@@ -248,7 +249,7 @@ def start(
     parts = Parts(model, draft, kv[:layers], kv[layers:], tools, row_images, config.text.hidden_size)
     rows = Rows(*_row_sizes(plan))
     shelf, grammars = open_grammars(plan, rundir, rows)
-    engine = _engine(picks.engine.key, plan, device, parts, rows, grammars)
+    engine = _engine(picks.engine, plan, device, parts, rows, grammars)
     if compiling is not None:
         facts["compiled kernels"] = compiling.result()
         ended("compiled kernels")
@@ -296,7 +297,7 @@ def passes_without_memory(built: Built) -> Passes:
     main = [kv[layer.index] for layer in text.layers]
     parts = Parts(model, draft, main, kv[built.config.text.main_layers :], tools, None, text.hidden_size)
     rows, proposer = _device_rows(built.picks.engine.key, plan, META, parts)
-    return Passes(model, main, rows, tools.ops, proposer)
+    return Passes(model, main, rows, tools.ops, proposer, build_sampler(built.picks.engine, tools.ops))
 
 
 def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
@@ -335,16 +336,16 @@ def _row_sizes(plan: RuntimePlan) -> tuple[int, int, int, int, int]:
 
 
 def _engine(
-    kind: str, plan: RuntimePlan, device: torch.device, parts: Parts, rows: Rows, grammars: RowGrammars
+    pick: Pick, plan: RuntimePlan, device: torch.device, parts: Parts, rows: Rows, grammars: RowGrammars
 ) -> Engine:
     """What keeps the rows and runs the steps: on the host, or on the device behind its back."""
     model, kv, ops, images = parts.model, parts.kv, parts.tools.ops, parts.images
-    if kind == "host":
+    if pick.key == "host":
         guesses = build_proposer(plan, rows, parts.tools, parts.draft, parts.draft_kv)
         return Runner(model, kv, rows, ops, images, guesses, grammars)
-    device_rows, proposer = _device_rows(kind, plan, device, parts)
-    shape = (plan.drafting.drafts, plan.chunked_prefill_size) if kind == "graphs" else None
-    sampler = build_sampler(kind, ops)
+    device_rows, proposer = _device_rows(pick.key, plan, device, parts)
+    shape = (plan.drafting.drafts, plan.chunked_prefill_size) if pick.key == "graphs" else None
+    sampler = build_sampler(pick, ops)
     return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape, sampler)
 
 
@@ -366,13 +367,10 @@ def build_rows(kind: str) -> type[DeviceRows]:
     return FusedRows
 
 
-def build_sampler(kind: str, ops: Ops) -> Sampler:
+def build_sampler(pick: Pick, ops: Ops) -> Sampler:
     """Draws of a few kernels where there is Triton."""
-    if kind == "device":
-        return TorchSampler(ops)
-    from srt.worker.device.fused_sampler import FusedSampler
-
-    return FusedSampler(current_gpu())
+    sampler: Sampler = TorchSampler(ops) if pick.key == "device" else build(SAMPLERS, pick)
+    return sampler
 
 
 def load_weights(

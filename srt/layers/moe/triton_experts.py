@@ -144,7 +144,7 @@ class TritonExperts:
         What either stream allocates it also uses last, or the other has been waited for: no block is handed out early.
         """
         if not hidden.is_cuda:
-            pairs, dense = self._pairs(hidden, choice, experts), self.run_shared(hidden, shared)
+            dense, pairs = self.run_shared(hidden, shared), self._pairs(hidden, choice, experts)
             return self._combine(pairs, choice, experts.shape, dense)
         here, other = torch.cuda.current_stream(), self._stream()
         other.wait_stream(here)

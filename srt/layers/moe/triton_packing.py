@@ -24,7 +24,7 @@ PLACES: Final = 4
 FOLDED: Final = 256.0
 """The kernels' products are 2^-8 of the numbers; the matrix scale makes up for it."""
 _SCALE_EXPONENT: Final = 21
-_CHUNK: Final = 16
+_CHUNK: Final = 4
 """Experts regrouped at once: what needs memory beyond the result."""
 
 

@@ -140,6 +140,8 @@ def run(passes: Passes, shape: Shape) -> None:
     layout = layout_of(0 * whole, shape.tokens * whole, whole > 0, shape.drafts * whole, META)
     passed = passes.compute(layout, passes.windows(layout))
     outcome = passes.take_largest(passed)
+    for filtered in (False, True):
+        passes.draw(passed, filtered=filtered)
     if passed.windows is not None:
         passes.guess(outcome, passed)
 
@@ -191,4 +193,4 @@ class Lookalike(TensorGroup):
 
     def all_gather(self, x: Tensor) -> Tensor:
         """As wide as the others' parts would make it."""
-        return torch.cat([x] * self.size, dim=-1)
+        return x if self.size == 1 else torch.cat([x] * self.size, dim=-1)

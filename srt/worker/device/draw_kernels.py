@@ -23,6 +23,7 @@ from typing import Final
 import triton
 import triton.language as tl
 
+from srt.layers.cuda.jit import jit
 from srt.layers.cuda.launch import take_over
 
 FAR = tl.constexpr(32.0)
@@ -123,7 +124,7 @@ def _band(
     return low, high, before, wanted
 
 
-@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)
 def narrow_kernel(
     logits: tl.tensor, stride: tl.tensor, values: tl.tensor, rows: tl.tensor, emits: tl.tensor, wanted_rows: tl.tensor,
     words: tl.tensor, reals: tl.tensor, edges: tl.tensor, held: tl.tensor, bands: tl.tensor, marks: tl.tensor,
@@ -174,7 +175,7 @@ def _edge(low: tl.tensor, high: tl.tensor, LEVEL: tl.constexpr, ROUND: tl.conste
     return edge
 
 
-@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)
 def gather_kernel(
     logits: tl.tensor, stride: tl.tensor, values: tl.tensor, rows: tl.tensor, emits: tl.tensor, wanted_rows: tl.tensor,
     words: tl.tensor, reals: tl.tensor, edges: tl.tensor, held: tl.tensor, bands: tl.tensor, marks: tl.tensor,
@@ -274,7 +275,7 @@ def _search(
     return last.to(tl.float32, bitcast=True), before + amount
 
 
-@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)
 def cut_kernel(
     logits: tl.tensor, stride: tl.tensor, values: tl.tensor, rows: tl.tensor, emits: tl.tensor, wanted_rows: tl.tensor,
     words: tl.tensor, reals: tl.tensor, bands: tl.tensor, marks: tl.tensor, items: tl.tensor, kept: tl.tensor,
@@ -335,7 +336,7 @@ def cut_kernel(
     tl.store(ties + item, own)
 
 
-@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)
 def sum_kernel(
     logits: tl.tensor, stride: tl.tensor, values: tl.tensor, rows: tl.tensor, emits: tl.tensor, wanted_rows: tl.tensor,
     reals: tl.tensor, cuts: tl.tensor, sums: tl.tensor, equals: tl.tensor, FILTERED: tl.constexpr, SIZE: tl.constexpr,
@@ -358,7 +359,7 @@ def sum_kernel(
         tl.store(sums + item * COUNT + block, tl.sum(masses, axis=0))
 
 
-@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)  # type: ignore[untyped-decorator]
+@jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)
 def pick_kernel(
     logits: tl.tensor, stride: tl.tensor, values: tl.tensor, places: tl.tensor, rows: tl.tensor, emits: tl.tensor,
     wanted_rows: tl.tensor, wanted_offsets: tl.tensor, known: tl.tensor, words: tl.tensor, reals: tl.tensor,
