@@ -145,6 +145,7 @@ def parse() -> argparse.Namespace:
     model.add_argument("--preset", choices=PRESETS, help="made-up weights of this size, experts evenly chosen")
     parser.add_argument("--format", choices=FORMATS, default="bf16", help="of a preset's routed experts")
     parser.add_argument("--mtp", action="store_true", help="guess ahead, with a preset's draft modules too")
+    parser.add_argument("--accept-length", type=float, help="with --mtp on a GPU: tokens a step, drawn to this mean")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default %(default)s)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or auto (default %(default)s)")
     parser.add_argument("--load-format", default="auto", help="auto, or dummy for random weights")
@@ -184,6 +185,8 @@ def bring_up(args: argparse.Namespace, directory: Path) -> tuple[RuntimePlan, St
         picks = pick_backends("cuda", DTYPES[plan.dtype], plan.worker_threads)
         if args.preset:
             picks = replace(picks, ops=Pick("benchmarks.uniform:UniformOps", "experts evenly chosen", (current_gpu(),)))
+        if args.accept_length:
+            picks = replace(picks, rows=Pick("benchmarks.uniform:AcceptingRows", "drawn", (args.accept_length,)))
         if args.eager:
             picks = replace(picks, engine=Pick("device", "--eager"))
     started = start(plan, directory, 0, lambda done, total: None, picks)

@@ -73,6 +73,10 @@ ATTENTION: Final = {
     "triton": "srt.layers.cuda.attention:TritonAttention",
     "flashinfer": "srt.layers.attention.flashinfer:attention_for",
 }
+ROWS: Final = {
+    "device": "srt.worker.device.rows:DeviceRows",
+    "graphs": "srt.worker.device.fused_rows:FusedRows",
+}
 SAMPLERS: Final = {"graphs": "srt.worker.device.fused_sampler:FusedSampler"}
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -92,6 +96,8 @@ class Picks:
     experts: Pick
     engine: Pick = ON_HOST
     """What keeps the rows and runs the steps."""
+    rows: Pick | None = None
+    """What keeps the rows on a device; None for what the engine brings."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +255,7 @@ def start(
     parts = Parts(model, draft, kv[:layers], kv[layers:], tools, row_images, config.text.hidden_size)
     rows = Rows(*_row_sizes(plan))
     shelf, grammars = open_grammars(plan, rundir, rows)
-    engine = _engine(picks.engine, plan, device, parts, rows, grammars)
+    engine = _engine(picks, plan, device, parts, rows, grammars)
     if compiling is not None:
         facts["compiled kernels"] = compiling.result()
         ended("compiled kernels")
@@ -296,7 +302,7 @@ def passes_without_memory(built: Built) -> Passes:
     kv = allocate_kv(plan.groups, plan.page_size, group.size, KV_DTYPES[plan.kv_dtype])
     main = [kv[layer.index] for layer in text.layers]
     parts = Parts(model, draft, main, kv[built.config.text.main_layers :], tools, None, text.hidden_size)
-    rows, proposer = _device_rows(built.picks.engine.key, plan, META, parts)
+    rows, proposer = _device_rows(built.picks, plan, META, parts)
     return Passes(model, main, rows, tools.ops, proposer, build_sampler(built.picks.engine, tools.ops))
 
 
@@ -336,35 +342,30 @@ def _row_sizes(plan: RuntimePlan) -> tuple[int, int, int, int, int]:
 
 
 def _engine(
-    pick: Pick, plan: RuntimePlan, device: torch.device, parts: Parts, rows: Rows, grammars: RowGrammars
+    picks: Picks, plan: RuntimePlan, device: torch.device, parts: Parts, rows: Rows, grammars: RowGrammars
 ) -> Engine:
     """What keeps the rows and runs the steps: on the host, or on the device behind its back."""
     model, kv, ops, images = parts.model, parts.kv, parts.tools.ops, parts.images
+    pick = picks.engine
     if pick.key == "host":
         guesses = build_proposer(plan, rows, parts.tools, parts.draft, parts.draft_kv)
         return Runner(model, kv, rows, ops, images, guesses, grammars)
-    device_rows, proposer = _device_rows(pick.key, plan, device, parts)
+    device_rows, proposer = _device_rows(picks, plan, device, parts)
     shape = (plan.drafting.drafts, plan.chunked_prefill_size) if pick.key == "graphs" else None
     sampler = build_sampler(pick, ops)
     return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape, sampler)
 
 
-def _device_rows(kind: str, plan: RuntimePlan, device: torch.device, parts: Parts) -> tuple[DeviceRows, DeviceProposer]:
+def _device_rows(
+    picks: Picks, plan: RuntimePlan, device: torch.device, parts: Parts
+) -> tuple[DeviceRows, DeviceProposer]:
     """Rows on a device, and what guesses for them."""
-    rows = build_rows(kind)(device, *_row_sizes(plan))
+    pick = picks.rows or replace(picks.engine, arguments=())
+    rows: DeviceRows = build(ROWS, replace(pick, arguments=(*pick.arguments, device, *_row_sizes(plan))))
     if parts.draft is None:
         return rows, NoDeviceGuesses()
     ops, size, dtype = parts.tools.ops, parts.hidden_size, parts.tools.dtype
     return rows, DeviceWindows(parts.draft, parts.draft_kv, rows, ops, size, dtype)
-
-
-def build_rows(kind: str) -> type[DeviceRows]:
-    """Rows of one kernel a step where there is Triton."""
-    if kind == "device":
-        return DeviceRows
-    from srt.worker.device.fused_rows import FusedRows
-
-    return FusedRows
 
 
 def build_sampler(pick: Pick, ops: Ops) -> Sampler:
