@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from srt.configs.models import checkpoint_directory, read_facts
 from srt.configs.plan import RuntimePlan
 from srt.configs.resolve import resolve
 from srt.configs.server import ServerConfig
+from srt.layers.attention.contract import COMPILING
 from srt.layers.gpu import current_gpu
 from srt.messages import PageUpdate, RowStart, SamplingSpec, StepPlan
 from srt.worker.device.runner import DeviceRunner
@@ -158,6 +160,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, default=0, help="of all rows (default: all)")
     parser.add_argument("--context-length", type=int, help="longest request (default: the checkpoint's)")
     parser.add_argument("--eager", action="store_true", help="without CUDA graphs")
+    parser.add_argument("--attention-backend", default="auto", help="as of a server (default %(default)s)")
     parser.add_argument("--profile", type=Path, help="write time by kernel of eight decode steps of each batch here")
     parser.add_argument("--out", type=Path, help="append the result to this file of JSON lines")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -172,6 +175,7 @@ def bring_up(args: argparse.Namespace, directory: Path) -> tuple[RuntimePlan, St
         model_path=path, dtype=args.dtype, load_format="dummy" if args.preset else args.load_format,
         max_running_requests=max(args.batch, default=1), context_length=args.context_length, device=args.device,
         speculative_algorithm="mtp" if args.mtp else None, random_seed=args.seed,
+        attention_backend=args.attention_backend,
     )  # fmt: skip
     device = read_device(args.device)
     facts = read_facts(checkpoint_directory(path), announced=bool(args.preset))
@@ -199,6 +203,9 @@ def main() -> int:
         started.runner.graphs.keep(args.batch, draws=args.temperature > 0)
     while started.runner.unprepared:
         started.runner.prepare()
+    for thread in threading.enumerate():
+        if thread.name == COMPILING:
+            thread.join()
     rows = [("dtype, threads", f"{plan.dtype}, {plan.worker_threads}"), ("start", f"{took_s:.1f} s")]
     rows.append(("recording", f"{time.perf_counter() - recording:.1f} s"))
     rows += list(started.facts.items())
