@@ -67,7 +67,7 @@ def built(path: str, *, announced: bool, kv_dtype: str, mtp: bool) -> Built:
     runners = {name: TritonExperts(format_of(name, DTYPES[plan.dtype]), H200) for name in formats.values()}
     experts = {layer: RunnerChoice(runners[name], "triton", "") for layer, name in formats.items()}
     own = Pick("triton", "", (H200,))
-    picks = Picks(own, own, own, own, Pick("graphs", ""))
+    picks = Picks(own, own, own, own, Pick("graphs", "", (H200,)))
     return Built(plan, config, formats, experts, picks, TensorGroup())
 
 

@@ -47,7 +47,7 @@ class Engine:
     def prefill(self, rows: int, tokens: int, *, together: bool = False) -> float:
         """Compute prompts of `tokens` random ids on rows 0 to `rows` - 1, room for answers included. Seconds."""
         pages = -(-(tokens + self.room) // self.plan.page_size)
-        starts = [RowStart(row, self._prompt(tokens), 0, tokens, SamplingSpec(temperature=0.0)) for row in range(rows)]
+        starts = [RowStart(row, self._prompt(tokens), 0, tokens, self.sampling) for row in range(rows)]
         updates = [
             PageUpdate(group, list(range(rows)), [0] * rows, [pages] * rows, list(range(1, rows * pages + 1)))
             for group in range(len(self.plan.groups))
@@ -78,6 +78,8 @@ class Engine:
             begun = now
         return times
 
+    sampling = SamplingSpec(temperature=0.0)
+    """Of all rows."""
     room = 0
     """Tokens that follow a prompt; pages for them are handed out with the prompt's."""
 
@@ -151,6 +153,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prefill", type=prompts, default=[(1, 512), (1, 1536)], help="prompts to time alone: 4x2048")
     parser.add_argument("--repeats", type=int, default=5, help="timed prefills of each length (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="prompts follow from it (default %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of all rows (default: the largest logit)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="of all rows (default %(default)s)")
+    parser.add_argument("--top-k", type=int, default=0, help="of all rows (default: all)")
     parser.add_argument("--context-length", type=int, help="longest request (default: the checkpoint's)")
     parser.add_argument("--eager", action="store_true", help="without CUDA graphs")
     parser.add_argument("--profile", type=Path, help="write time by kernel of eight decode steps of each batch here")
@@ -191,13 +196,14 @@ def main() -> int:
         plan, started, took_s = bring_up(args, Path(rundir))
     recording = time.perf_counter()
     if isinstance(started.runner, DeviceRunner) and started.runner.graphs is not None and args.batch:
-        started.runner.graphs.keep(args.batch)
+        started.runner.graphs.keep(args.batch, draws=args.temperature > 0)
     while started.runner.unprepared:
         started.runner.prepare()
     rows = [("dtype, threads", f"{plan.dtype}, {plan.worker_threads}"), ("start", f"{took_s:.1f} s")]
     rows.append(("recording", f"{time.perf_counter() - recording:.1f} s"))
     rows += list(started.facts.items())
     engine = Engine(plan, started.runner, args.seed)
+    engine.sampling = SamplingSpec(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
     result = measure(engine, args)
     for batch, figures in result["decode_step_ms"].items():
         rate = batch * figures["tokens"] / figures["mean"] * 1e3

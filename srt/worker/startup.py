@@ -74,6 +74,7 @@ ROWS: Final = {
     "device": "srt.worker.device.rows:DeviceRows",
     "graphs": "srt.worker.device.fused_rows:FusedRows",
 }
+SAMPLERS: Final = {"graphs": "srt.worker.device.fused_sampler:FusedSampler"}
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KV_DTYPES: Final = {**DTYPES, "fp8_e4m3": torch.float8_e4m3fn}
@@ -169,7 +170,7 @@ def _gpu_backends(picks: Picks) -> Picks:
     gpu = current_gpu()
     triton = Pick("triton", "compiled for this GPU", (gpu,))
     linear = Pick("triton", "for few tokens, cuBLAS for many", (gpu,))
-    engine = Pick("graphs", "rows and samples stay on the GPU; decodes are recorded while the server is idle")
+    engine = Pick("graphs", "rows and samples stay on the GPU; decodes are recorded while the server is idle", (gpu,))
     return Picks(triton, linear, triton, picks.experts, engine)
 
 
@@ -302,8 +303,7 @@ def passes_without_memory(built: Built) -> Passes:
     main = [kv[layer.index] for layer in text.layers]
     parts = Parts(model, draft, main, kv[built.config.text.main_layers :], tools, None, text.hidden_size)
     rows, proposer = _device_rows(built.picks, plan, META, parts)
-    sampler = build_sampler(built.picks.engine.key, tools.ops)
-    return Passes(model, main, rows, tools.ops, proposer, sampler)
+    return Passes(model, main, rows, tools.ops, proposer, build_sampler(built.picks.engine, tools.ops))
 
 
 def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
@@ -346,13 +346,13 @@ def _engine(
 ) -> Engine:
     """What keeps the rows and runs the steps: on the host, or on the device behind its back."""
     model, kv, ops, images = parts.model, parts.kv, parts.tools.ops, parts.images
-    kind = picks.engine.key
-    if kind == "host":
+    pick = picks.engine
+    if pick.key == "host":
         guesses = build_proposer(plan, rows, parts.tools, parts.draft, parts.draft_kv)
         return Runner(model, kv, rows, ops, images, guesses, grammars)
     device_rows, proposer = _device_rows(picks, plan, device, parts)
-    shape = (plan.drafting.drafts, plan.chunked_prefill_size) if kind == "graphs" else None
-    sampler = build_sampler(kind, ops)
+    shape = (plan.drafting.drafts, plan.chunked_prefill_size) if pick.key == "graphs" else None
+    sampler = build_sampler(pick, ops)
     return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape, sampler)
 
 
@@ -360,7 +360,7 @@ def _device_rows(
     picks: Picks, plan: RuntimePlan, device: torch.device, parts: Parts
 ) -> tuple[DeviceRows, DeviceProposer]:
     """Rows on a device, and what guesses for them."""
-    pick = picks.rows or Pick(picks.engine.key, picks.engine.reason)
+    pick = picks.rows or replace(picks.engine, arguments=())
     rows: DeviceRows = build(ROWS, replace(pick, arguments=(*pick.arguments, device, *_row_sizes(plan))))
     if parts.draft is None:
         return rows, NoDeviceGuesses()
@@ -368,13 +368,10 @@ def _device_rows(
     return rows, DeviceWindows(parts.draft, parts.draft_kv, rows, ops, size, dtype)
 
 
-def build_sampler(kind: str, ops: Ops) -> Sampler:
+def build_sampler(pick: Pick, ops: Ops) -> Sampler:
     """Draws of a few kernels where there is Triton."""
-    if kind == "device":
-        return TorchSampler(ops)
-    from srt.worker.device.fused_sampler import FusedSampler
-
-    return FusedSampler(current_gpu())
+    sampler: Sampler = TorchSampler(ops) if pick.key == "device" else build(SAMPLERS, pick)
+    return sampler
 
 
 def load_weights(

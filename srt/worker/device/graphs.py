@@ -30,14 +30,23 @@ Replay = Callable[[], None]
 
 
 @dataclass(frozen=True)
+class Ending:
+    """What may follow a recorded pass: its tokens are chosen in one way, then rows guess behind them."""
+
+    outcome: DeviceOutcome
+    run: Replay
+    run_guess: Replay | None
+
+
+@dataclass
 class Record:
-    """A step of decodes in up to three parts: the pass, taking the largest logits, and guessing behind it."""
+    """A step of decodes: the pass, and behind it either the largest logits or draws of rows of any kind."""
 
     passed: Passed
-    largest: DeviceOutcome
     run_pass: Replay
-    run_largest: Replay
-    run_guess: Replay | None
+    largest: Ending
+    drawn: Ending | None = None
+    """None until it is recorded."""
 
     def load(self, rows: list[int], drafts: list[int], nobody: int) -> None:
         """Let the next playback be for these rows."""
@@ -52,10 +61,12 @@ class Graphs:
 
     def __init__(self, passes: Passes, most_rows: int, depth: int, chunk: int) -> None:
         self._passes = passes
-        self._prompts = [size for size in PROMPTS if size < chunk] + [chunk]
+        self._rehearsals = [(size, False) for size in PROMPTS if size < chunk] + [(chunk, False), (1, True)]
         self._records: dict[tuple[int, int], Record] = {}
         self._sizes = record_sizes(most_rows)
         self._left = [(size, drafts) for size in self._sizes for drafts in ({0, depth})]
+        self._undrawn: list[Record] = []
+        self._draws = True
         self._pool: Any = None
         self.bytes = 0
         """What all records together hold."""
@@ -63,23 +74,26 @@ class Graphs:
     @property
     def left(self) -> int:
         """Pieces of work for `prepare_next`."""
-        return len(self._prompts) + len(self._left)
+        return len(self._rehearsals) + (1 + self._draws) * len(self._left) + len(self._undrawn)
 
     def prepare_next(self) -> None:
-        """Rehearse one more size of prompts, or else make one more record. Waits for the device."""
+        """Rehearse one more size of prompts, or else record one more part of a step. Waits for the device."""
         try:
-            if self._prompts:
-                self._passes.rehearse(self._prompts.pop(0))
+            if self._rehearsals:
+                tokens, draws = self._rehearsals.pop(0)
+                self._passes.rehearse(tokens, draws=draws)
             else:
                 self.record_next()
         except torch.OutOfMemoryError as error:
-            log.warning("%d shapes of steps are not recorded, the GPU is full: %s", self.left + 1, error)
-            self._prompts.clear()
+            log.warning("%d parts of steps are not recorded, the GPU is full: %s", self.left + 1, error)
+            self._rehearsals.clear()
             self._left.clear()
+            self._undrawn.clear()
 
-    def keep(self, sizes: Container[int]) -> None:
-        """Rehearse nothing more, and make no more records but those for these numbers of rows."""
-        self._prompts.clear()
+    def keep(self, sizes: Container[int], *, draws: bool = False) -> None:
+        """Rehearse nothing more, and make no more records but those for these numbers of rows, with draws if asked."""
+        self._draws = draws
+        self._rehearsals.clear()
         self._left = [shape for shape in self._left if shape[0] in sizes]
 
     def find(self, plan: StepPlan) -> Record | None:
@@ -96,10 +110,20 @@ class Graphs:
         return record
 
     def record_next(self) -> None:
-        """Make one more record. Waits for the device; takes some tens of milliseconds."""
-        size, drafts = self._left.pop(0)
+        """Record one more step, or, when all are, one more's draws. Waits for the device; takes some tens of
+        milliseconds."""
         before = torch.cuda.memory_allocated()
-        self._records[size, drafts] = self._record(size, drafts)
+        if self._left:
+            size, drafts = self._left.pop(0)
+            record = self._record(size, drafts)
+            self._records[size, drafts] = record
+            if self._draws:
+                self._undrawn.append(record)
+        else:
+            record = self._undrawn.pop(0)
+            record.load([], [], self._passes.rows.nobody)  # whose rows it was played for last, may be in use
+            record.run_pass()
+            record.drawn = self._ending(record.passed, lambda: self._passes.draw(record.passed, filtered=True))
         self.bytes += torch.cuda.memory_allocated() - before
 
     def _record(self, size: int, drafts: int) -> Record:
@@ -107,17 +131,23 @@ class Graphs:
         ones, nobody = np.ones(size, np.int64), np.full(size, rows.nobody)
         layout = layout_of(nobody, ones, ones.astype(np.bool_), ones * drafts, rows.device)
         windows = passes.windows(layout)
-        passed = passes.compute(layout, windows)  # compiles what has not been compiled
-        outcome = passes.take_largest(passed)
-        if windows is not None:
-            passes.guess(outcome, passed)
-        torch.cuda.synchronize()
+        passes.compute(layout, windows)  # compiles what has not been compiled
+        passes.wait()
         run_pass, passed = self._captured(lambda: passes.compute(layout, windows))
-        run_largest, outcome = self._captured(lambda: passes.take_largest(passed))
+        run_pass()
+        return Record(passed, run_pass, self._ending(passed, lambda: passes.take_largest(passed)))
+
+    def _ending(self, passed: Passed, choose: Callable[[], DeviceOutcome]) -> Ending:
+        """Record what follows a pass."""
+        outcome = choose()
+        if passed.windows is not None:
+            self._passes.guess(outcome, passed)
+        self._passes.wait()
+        run, outcome = self._captured(choose)
         run_guess = None
-        if windows is not None:
-            run_guess, _ = self._captured(lambda: passes.guess(outcome, passed))
-        return Record(passed, outcome, run_pass, run_largest, run_guess)
+        if passed.windows is not None:
+            run_guess, _ = self._captured(lambda: self._passes.guess(outcome, passed))
+        return Ending(outcome, run, run_guess)
 
     def _captured(self, work: Callable[[], Any]) -> tuple[Replay, Any]:
         """Record what `work` enqueues; returns how to play it back, and what it returned."""

@@ -78,14 +78,22 @@ class Passes:
         found = self._sampler.sample(self.logits(passed), passed.step, self.sampling.settings, filtered=filtered)
         return self.rows.end(passed.step, *found)
 
-    def rehearse(self, tokens: int) -> None:
-        """Compute a prompt of so many tokens for nobody: whatever kernels it needs are compiled then."""
+    def rehearse(self, tokens: int, *, draws: bool = False) -> None:
+        """Compute a prompt of so many tokens for nobody, and draw behind it if `draws`: whatever kernels that needs are
+        compiled then."""
         nobody, counts = np.array([self.rows.nobody]), np.array([min(tokens, self.rows.context_length)])
         layout = layout_of(nobody, counts, np.array([True]), np.zeros(1, np.int64), self.rows.device)
         passed = self.compute(layout, self.windows(layout))
         outcome = self.take_largest(passed)
+        if draws:
+            for filtered in (False, True):
+                outcome = self.draw(passed, filtered=filtered)
         if passed.windows is not None:
             self.guess(outcome, passed)
+        self.wait()
+
+    def wait(self) -> None:
+        """Until the device has done all that was enqueued."""
         if self.rows.device.type == "cuda":
             torch.cuda.synchronize()
 

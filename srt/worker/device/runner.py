@@ -7,7 +7,7 @@ device              ├──── step n ────────────�
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -153,16 +153,16 @@ class DeviceRunner:
         else:
             record.run_pass()
             passed = record.passed
-        told = NOTHING_TOLD
+        told, run_guess = NOTHING_TOLD, None
         if self._host.needed(plan):
             outcome, told = self._host.settle(passed, plan, self.passes)
         else:
-            outcome = self._settle(passed, plan, record)
+            outcome, run_guess = self._settle(passed, plan, record)
         computed = self._clock.mark()
         if passed.windows is None or not plan.guess:
             self.passes.proposer.skip(outcome)
-        elif record is not None and record.run_guess is not None and outcome is record.largest:
-            record.run_guess()
+        elif run_guess is not None:
+            run_guess()
         else:
             self.passes.guess(outcome, passed)
         self._keep(plan, self._clock.to_host(outcome.report), passed.step.layout, (begin, computed), told)
@@ -175,16 +175,21 @@ class DeviceRunner:
         images = self.images.report()
         self._enqueued.append(Enqueued(plan, report, firsts, wanted, *marks, self._clock.mark(), images, told))
 
-    def _settle(self, passed: Passed, plan: StepPlan, record: Record | None) -> DeviceOutcome:
-        """Sample, and let the rows go on."""
+    def _settle(
+        self, passed: Passed, plan: StepPlan, record: Record | None
+    ) -> tuple[DeviceOutcome, Callable[[], None] | None]:
+        """Sample, and let the rows go on; also how to play back the guesses that follow, if they are recorded."""
         emitting = [row for row, emits in zip(plan.rows, plan.emits, strict=True) if emits]
         sampling = self.passes.sampling
-        if not sampling.greedy(emitting):
-            return self.passes.draw(passed, filtered=sampling.filtered(emitting))
-        if record is None:
-            return self.passes.take_largest(passed)
-        record.run_largest()
-        return record.largest
+        greedy = sampling.greedy(emitting)
+        if record is not None:
+            ending = record.largest if greedy else record.drawn
+            if ending is not None:
+                ending.run()
+                return ending.outcome, ending.run_guess
+        if greedy:
+            return self.passes.take_largest(passed), None
+        return self.passes.draw(passed, filtered=sampling.filtered(emitting)), None
 
     def _parts(self, plan: StepPlan) -> list[Part]:
         """What the step computes of each row. Beyond its prompt a row may be further on: no image lies there."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import torch
+from torch import Tensor
 
 from srt.configs.memory import FINE, record_sizes
 from srt.configs.plan import DeviceFacts
-from srt.messages import StepPlan
+from srt.messages import SamplingSpec, StepPlan
+from srt.worker.device.graphs import Graphs, Record
 from srt.worker.device.runner import DeviceRunner
+from srt.worker.startup import Pick, reference_backends
 from tests.support.checkpoints import write_checkpoint
-from tests.support.steps import MTP, NO_DRAFTS, Steps, plan_for, random_ids
+from tests.support.steps import GREEDY, MTP, NO_DRAFTS, Steps, plan_for, random_ids
 
 
 @pytest.mark.parametrize("most", [1, 3, 8, 9, 64, 250, 256])
@@ -25,26 +31,93 @@ def test_numbers_of_rows_with_a_record_rise_to_the_most_and_waste_little(most: i
     assert all(later <= before * 9 / 8 + 1 for before, later in pairwise(found))
 
 
+class Recorder(Graphs):
+    """Records that compute again what they were made from, where it lay: what a GPU does when it plays them back."""
+
+    def _captured(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        left = work()
+        return lambda: put(work(), left), left
+
+
+def put(found: Any, where: Any) -> None:
+    """Write all tensors of a record into those of another."""
+    if isinstance(found, Tensor):
+        where.copy_(found.clone())
+    elif isinstance(found, tuple):
+        for one, its in zip(found, where, strict=True):
+            put(one, its)
+    elif is_dataclass(found):
+        for field in fields(found):
+            put(getattr(found, field.name), getattr(where, field.name))
+
+
+KINDS = {
+    "greedy": [GREEDY] * 3,
+    "drawn": [SamplingSpec(temperature=1.0, seed=7), GREEDY, SamplingSpec(temperature=0.6, seed=9)],
+    "filtered": [SamplingSpec(top_p=0.9, seed=7), GREEDY, SamplingSpec(temperature=2.0, top_k=9, top_p=0.8, seed=1)],
+}
+
+
+def begin(steps: Steps, kinds: list[SamplingSpec]) -> None:
+    """Three rows: a number that has no record of its own."""
+    for row, kind in enumerate(kinds):
+        steps.add(row, random_ids(10, row, 200), sampling=kind)
+    steps.run(dict.fromkeys(range(3), 10))
+
+
+def decode(steps: Steps, tokens: int, drafts: int) -> list[list[int]]:
+    """The rows' first so many tokens, decoded together."""
+    while min(len(steps.tokens[row]) for row in range(3)) < tokens:
+        steps.run(dict.fromkeys(range(3), 1), drafts)
+    return [steps.tokens[row][:tokens] for row in range(3)]
+
+
+def record_of(runner: DeviceRunner) -> Record | None:
+    """What three rows would be played back from."""
+    assert runner.graphs is not None
+    with torch.inference_mode():
+        return runner.graphs.find(StepPlan(9, [0, 1, 2], [1] * 3, [True] * 3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_the_parts_of_a_record_are_a_step(tmp_path: Path, drafts: int, kind: str) -> None:
+    checkpoint = write_checkpoint(tmp_path / "tiny", vision=False)
+    plan = plan_for(checkpoint, drafting=MTP if drafts else NO_DRAFTS)
+    picks = replace(reference_backends("under test"), engine=Pick("device", "under test"))
+    plain, recorded = Steps(plan, tmp_path, picks=picks), Steps(plan, tmp_path, picks=picks)
+    runner = recorded.runner
+    assert isinstance(runner, DeviceRunner)
+    runner.graphs = Recorder(runner.passes, 8, drafts, 64)
+    runner.graphs.keep({4}, draws=True)
+    begin(plain, KINDS[kind])
+    begin(recorded, KINDS[kind])
+    known = 12
+    while runner.unprepared:  # between two steps, when rows are in use
+        runner.prepare()
+        known += 4
+        assert decode(recorded, known, drafts) == decode(plain, known, drafts)
+    played = record_of(runner)
+    assert played is not None and played.drawn is not None
+    assert decode(recorded, known + 20, drafts) == decode(plain, known + 20, drafts)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="records need a GPU")
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("drafts", [0, 3])
-def test_steps_that_are_played_back_give_what_steps_that_are_run_give(tmp_path: Path, drafts: int) -> None:
+def test_steps_that_are_played_back_give_what_steps_that_are_run_give(tmp_path: Path, drafts: int, kind: str) -> None:
     checkpoint = write_checkpoint(tmp_path / "tiny", vision=False)
     plan = plan_for(checkpoint, dtype="bfloat16", drafting=MTP if drafts else NO_DRAFTS)
     device = DeviceFacts("cuda", torch.cuda.get_device_name(), 1 << 30, 2, 1)
-    answers = []
+    found = []
     for prepared in (False, True):
         steps = Steps(msgspec.structs.replace(plan, device=device), tmp_path)
         runner = steps.runner
         assert isinstance(runner, DeviceRunner) and runner.graphs is not None
         while prepared and runner.unprepared:
             runner.prepare()
-        for row in range(3):
-            steps.add(row, random_ids(10 + row, row, 200))
-        steps.run({row: 10 + row for row in range(3)})
-        with torch.inference_mode():
-            assert (runner.graphs.find(StepPlan(9, [0, 1, 2], [1] * 3, [True] * 3)) is not None) == prepared
-        for _ in range(20):
-            steps.run(dict.fromkeys(range(3), 1), drafts)
-        answers.append([steps.tokens[row][:30] for row in range(3)])
-    assert answers[0] == answers[1]
+        assert (record_of(runner) is not None) == prepared
+        begin(steps, KINDS[kind])
+        found.append(decode(steps, 30, drafts))
+    assert found[0] == found[1]
