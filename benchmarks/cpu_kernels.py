@@ -116,8 +116,8 @@ def expert_calls(kernels: Kernels, rows: int) -> Iterator[tuple[str, Callable[[]
     our_shared, their_shared = native.pack_shared(shared, shared_shape), reference.pack_shared(shared, shared_shape)
     yield (
         "experts + shared",
-        lambda: native.run_with_shared(x, choice, next(ours), our_shared),
-        lambda: reference.run_with_shared(x, choice, next(theirs), their_shared),
+        lambda: native.run_with_shared(x, lambda: choice, next(ours), our_shared),
+        lambda: reference.run_with_shared(x, lambda: choice, next(theirs), their_shared),
     )
 
 

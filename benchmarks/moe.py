@@ -59,7 +59,7 @@ class Layer:
 
     def run(self, hidden: Tensor, choice: Choice) -> Tensor:
         """What a model's layer runs."""
-        return self.runner.run_with_shared(hidden, choice, self.experts, self.shared)
+        return self.runner.run_with_shared(hidden, lambda: choice, self.experts, self.shared)
 
 
 def random_weight(name: str, shape: tuple[int, int, int], parts: int) -> StoredWeight:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from srt.configs.models import checkpoint_directory, read_facts
 from srt.configs.plan import RuntimePlan
 from srt.configs.resolve import resolve
 from srt.configs.server import ServerConfig
+from srt.layers.attention.contract import COMPILING
 from srt.layers.gpu import current_gpu
 from srt.messages import PageUpdate, RowStart, SamplingSpec, StepPlan
 from srt.worker.device.runner import DeviceRunner
@@ -143,6 +145,7 @@ def parse() -> argparse.Namespace:
     model.add_argument("--preset", choices=PRESETS, help="made-up weights of this size, experts evenly chosen")
     parser.add_argument("--format", choices=FORMATS, default="bf16", help="of a preset's routed experts")
     parser.add_argument("--mtp", action="store_true", help="guess ahead, with a preset's draft modules too")
+    parser.add_argument("--accept-length", type=float, help="with --mtp on a GPU: tokens a step, drawn to this mean")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default %(default)s)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or auto (default %(default)s)")
     parser.add_argument("--load-format", default="auto", help="auto, or dummy for random weights")
@@ -162,6 +165,7 @@ def parse() -> argparse.Namespace:
         help="planned and measured bytes of each part (--batch '': of a whole server)",
     )
     parser.add_argument("--eager", action="store_true", help="without CUDA graphs")
+    parser.add_argument("--attention-backend", default="auto", help="as of a server (default %(default)s)")
     parser.add_argument("--profile", type=Path, help="write time by kernel of eight decode steps of each batch here")
     parser.add_argument("--out", type=Path, help="append the result to this file of JSON lines")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -177,6 +181,7 @@ def bring_up(args: argparse.Namespace, directory: Path) -> tuple[RuntimePlan, St
         model_path=path, dtype=args.dtype, load_format="dummy" if args.preset else args.load_format,
         max_running_requests=rows, context_length=args.context_length, device=args.device,
         speculative_algorithm="mtp" if args.mtp else None, random_seed=args.seed,
+        attention_backend=args.attention_backend,
     )  # fmt: skip
     device = read_device(args.device)
     facts = read_facts(checkpoint_directory(path), announced=bool(args.preset))
@@ -186,6 +191,8 @@ def bring_up(args: argparse.Namespace, directory: Path) -> tuple[RuntimePlan, St
         picks = pick_backends("cuda", DTYPES[plan.dtype], plan.worker_threads)
         if args.preset:
             picks = replace(picks, ops=Pick("benchmarks.uniform:UniformOps", "experts evenly chosen", (current_gpu(),)))
+        if args.accept_length:
+            picks = replace(picks, rows=Pick("benchmarks.uniform:AcceptingRows", "drawn", (args.accept_length,)))
         if args.eager:
             picks = replace(picks, engine=Pick("device", "--eager"))
     started = start(plan, directory, 0, lambda done, total: None, picks)
@@ -222,6 +229,9 @@ def main() -> int:
         started.runner.graphs.keep(args.batch, draws=args.temperature > 0)
     while started.runner.unprepared:
         started.runner.prepare()
+    for thread in threading.enumerate():
+        if thread.name == COMPILING:
+            thread.join()
     rows = [("dtype, threads", f"{plan.dtype}, {plan.worker_threads}"), ("start", f"{took_s:.1f} s")]
     rows.append(("recording", f"{time.perf_counter() - recording:.1f} s"))
     rows += list(started.facts.items())

@@ -301,12 +301,21 @@ class Timing(Message, frozen=True):
 
 class SpeculationCounts(Message, frozen=True):
     """What guessing ahead came to: `steps` that checked guesses, guesses that were checked and that were right, and
-    how many steps had 0, 1, 2, .. right ones. Counted before an ending cuts tokens off."""
+    how many steps had 0, 1, 2, .. right ones. Counted before an ending cuts tokens off.
+
+    `plain` steps brought a token and had no guess to check: a prompt's last one, and those of decodes without guesses.
+    """
 
     steps: int = 0
     drafted: int = 0
     accepted: int = 0
     histogram: tuple[int, ...] = ()
+    plain: int = 0
+
+    @property
+    def all_steps(self) -> int:
+        """Steps that brought tokens."""
+        return self.steps + self.plain
 
 
 class GroupUsage(Message, frozen=True):

@@ -141,7 +141,7 @@ CHAT: Final = Form("chatcmpl-", whole_chat, ChatWriter)
 
 
 class ChatCompletions:
-    """The endpoint of /v1/chat/completions."""
+    """`/v1/chat/completions`: answer a conversation, with reasoning, content and tool calls apart."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

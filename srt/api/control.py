@@ -93,7 +93,7 @@ class Facts:
         self._exposition = Exposition(service.metrics, service.plan, service.model)
 
     async def model_info(self, exchange: Exchange) -> None:
-        """`/model_info`."""
+        """`/model_info`: what the model is and can do."""
         plan = self._service.plan
         await exchange.respond_json(
             {
@@ -147,16 +147,16 @@ class Facts:
         }
 
     async def models(self, exchange: Exchange) -> None:
-        """`/v1/models`."""
+        """`/v1/models`: the models that are served, which is one."""
         await exchange.respond_json({"object": "list", "data": [self._card()]})
 
     async def model(self, exchange: Exchange) -> None:
-        """`/v1/models/{id}`."""
+        """`/v1/models/{id}`: the model, if it is served under this name."""
         self._service.model_named(exchange.scope["path_params"]["model"])
         await exchange.respond_json(self._card())
 
     async def metrics(self, exchange: Exchange) -> None:
-        """`/metrics`."""
+        """`/metrics`: counters and gauges of all processes, for Prometheus."""
         text = self._exposition.text(self._service.board.ages())
         await exchange.respond(text, headers=[(b"content-type", CONTENT_TYPE.encode())])
 

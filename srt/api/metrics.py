@@ -326,9 +326,12 @@ class Exposition(Collector):
         if counts is None:
             return
         right = [sum(counts.histogram[position + 1 :]) for position in range(len(counts.histogram) - 1)]
-        yield self._gauge("spec_accept_length", "Tokens a step, guesses included.", 1 + counts.accepted / counts.steps)
+        yield self._gauge(
+            "spec_accept_length", "Tokens a step that checked guesses.", 1 + counts.accepted / counts.steps
+        )
         yield self._gauge("spec_accept_rate", "Share of guesses that were right.", counts.accepted / counts.drafted)
         yield self._counter("spec_verify_steps", "Steps of a request that checked guesses.", counts.steps)
+        yield self._counter("spec_plain_steps", "Steps of a request that brought a token without.", counts.plain)
         yield self._counter("spec_draft_tokens", "Guesses that were checked.", counts.drafted)
         yield self._counter("spec_accepted_tokens", "Guesses that were right.", counts.accepted)
         yield self._labelled(

@@ -129,17 +129,18 @@ class Item:
 
 
 def _speculation(stream: Stream) -> bytes:
-    """What guessing ahead came to. `spec_accept_length` counts tokens of the answer, `spec_acceptance_length` tokens
-    before an ending cut them off."""
+    """What guessing ahead came to. `spec_accept_length` is of the answer and all steps that brought some of it,
+    `spec_acceptance_length` of the steps that checked guesses, before an ending cut tokens off."""
     counts = stream.speculation
     if counts is None:
         return b""
     told = {
         "spec_verify_ct": counts.steps,
+        "spec_plain_ct": counts.plain,
         "spec_draft_token_num": counts.drafted,
         "spec_accept_token_num": counts.accepted,
         "spec_accept_rate": counts.accepted / counts.drafted,
-        "spec_accept_length": stream.completion_tokens / counts.steps,
+        "spec_accept_length": stream.completion_tokens / counts.all_steps,
         "spec_acceptance_length": 1 + counts.accepted / counts.steps,
         "spec_accept_histogram": counts.histogram,
     }
@@ -178,7 +179,7 @@ class EventWriter:
 
 
 class Generate:
-    """The endpoint."""
+    """`/generate`: answer a prompt or a batch of them, given as text, token ids, or text with images."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -42,12 +42,13 @@ def usage(streams: list[Stream]) -> dict[str, Any]:
 
 
 def _steps(streams: list[Stream]) -> dict[str, int]:
-    """Steps that checked guesses and the guesses that were right, of a call that had any."""
+    """Steps with and without guesses to check, and the guesses that were right, of a call that had any."""
     counts = [stream.speculation for stream in streams if stream.speculation is not None]
     if not counts:
         return {}
     return {
         "spec_verify_ct": sum(count.steps for count in counts),
+        "spec_plain_ct": sum(count.plain for count in counts),
         "spec_accept_token_num": sum(count.accepted for count in counts),
     }
 
@@ -216,7 +217,7 @@ class CompletionWriter:
 
 
 class Completions:
-    """The endpoint of /v1/completions."""
+    """`/v1/completions`: go on with a text or token ids, as OpenAI's older clients ask for it."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -99,11 +99,16 @@ def document(
     }
 
 
+def _summary(handler: Callable[..., Awaitable[None]]) -> str:
+    """What a handler does, in its own words; the route that they begin with is there already."""
+    said = re.sub(r"^`[^`]*`: ", "", (inspect.getdoc(handler) or "").partition("\n")[0])
+    return said[:1].upper() + said[1:]
+
+
 def _operation(path: str, method: str, handler: Callable[..., Awaitable[None]]) -> dict[str, Any]:
-    summary = (inspect.getdoc(handler) or "").splitlines()[:1]
     operation: dict[str, Any] = {
         "operationId": f"{method.lower()}{path.replace('/', '_').replace('{', '').replace(':path}', '')}",
-        "summary": summary[0] if summary else "",
+        "summary": _summary(handler),
         "responses": {
             "200": {"description": "done"},
             "default": {

@@ -28,7 +28,7 @@ class Operations:
         self._profile = Parser(Body.PROFILE, ProfileBody)
 
     async def version(self, exchange: Exchange) -> None:
-        """`/version`."""
+        """`/version`: the version of this server."""
         await exchange.respond_json({"version": __version__})
 
     async def loads(self, exchange: Exchange) -> None:

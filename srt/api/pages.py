@@ -19,7 +19,7 @@ FILES: Final = {
 
 
 class StaticFile:
-    """The endpoint of one file, read once. It holds nothing that a key protects: pages ask for that, with a key."""
+    """A file of the pages for people. It holds nothing that a key protects: pages ask for that, with a key."""
 
     def __init__(self, name: str) -> None:
         self._body = resources.files("srt.api").joinpath("static", name).read_bytes()

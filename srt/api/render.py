@@ -12,7 +12,7 @@ from srt.api.service import Service
 
 
 class Render:
-    """The endpoint."""
+    """`/v1/chat/completions/render`: the prompt that a chat with this body would have, as text and as token ids."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -20,7 +20,7 @@ MAX_LABELS: Final = 128
 
 
 class Score:
-    """The endpoint."""
+    """`/v1/score`: how likely each of a few tokens is to follow each of many prompts."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

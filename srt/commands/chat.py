@@ -193,9 +193,8 @@ def _facts(usage: dict[str, Any], first_s: float, whole_s: float) -> str:
         f"first after {1000 * first_s:.0f} ms",
         f"{cached} of {usage.get('prompt_tokens', 0)} prompt tokens cached",
     ]
-    steps = usage.get("spec_verify_ct")
-    if steps:
-        parts.append(f"{1 + usage['spec_accept_token_num'] / steps:.1f} tokens a step")
+    if usage.get("spec_verify_ct"):
+        parts.append(f"{tokens / (usage['spec_verify_ct'] + usage.get('spec_plain_ct', 0)):.1f} tokens a step")
     return ", ".join(parts)
 
 

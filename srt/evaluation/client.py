@@ -126,11 +126,12 @@ def _called(function: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _steps(answer: Mapping[str, Any]) -> int | None:
-    """Decoding steps that the answer took, which servers that speculate tell as `spec_verify_ct`."""
+    """Steps that the answer took. Servers that speculate tell those that checked guesses as `spec_verify_ct`; this one
+    tells the others too, of which it may have many."""
     for place in (answer["usage"], answer["choices"][0].get("meta_info") or {}):
         steps = place.get("spec_verify_ct")
         if steps:
-            return int(steps)
+            return int(steps) + int(place.get("spec_plain_ct", 0))
     return None
 
 

@@ -20,6 +20,12 @@ LONGEST_STEP: Final = 4
 FIRST_PAUSE: Final = 64
 LONGEST_PAUSE: Final = 4096
 """Steps between two trials of the way that is not used."""
+FEW_GUESSES: Final = 96
+"""Guesses before a drafter is judged useless."""
+MANY_GUESSES: Final = 8192
+"""Of so many, the older ones weigh half as much from then on."""
+USELESS: Final = 0.02
+"""Share of right guesses below which a drafter has no use for prompts: those of one that is any good are far above."""
 
 
 class Pace:
@@ -86,33 +92,51 @@ class DepthControl:
     """Says of each step how many tokens a row may guess: all that the drafter has, or none."""
 
     def __init__(self, drafts: int) -> None:
-        self._drafts = drafts
+        self.drafts = drafts
         self._sizes: dict[int, Size] = {}
+        self._checked = self._right = 0.0
 
     def _size(self, rows: int) -> Size:
         return self._sizes.setdefault(rows.bit_length(), Size())
 
     def depth(self, rows: int) -> int:
         """Guesses that each of so many decoding rows may check."""
-        if not self._drafts:
+        if not self.drafts:
             return 0
         size = self._size(rows)
-        return self._drafts if size.guessing != size.tries else 0
+        return self.drafts if size.guessing != size.tries else 0
 
     def guesses(self, rows: int) -> bool:
         """Whether guesses that are made in a step of so many decoding rows may be wanted in the next.
 
         While guessing pays they are made in every step: draft modules must see all tokens to guess well.
         """
-        if not self._drafts:
+        if not self.drafts:
             return False
         size = self._size(rows)
         return size.guessing or size.tries
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether prompts shall be shown to the drafter, though it guesses nothing in that step.
+
+        Whoever is to guess later must have seen them, and a cached prefix may be used when guessing pays. So they are
+        shown to a drafter that does not pay now, but not to one that is practically never right.
+        """
+        return self._checked < FEW_GUESSES or self._right >= USELESS * self._checked
+
+    def _count(self, drafted: int, right: int) -> None:
+        self._checked += drafted
+        self._right += right
+        if self._checked > MANY_GUESSES:
+            self._checked /= 2
+            self._right /= 2
 
     def observe(self, rows: int, drafted: int, tokens: int, elapsed_us: int, guess_us: int) -> None:
         """A step of `rows` decodes and nothing else checked `drafted` guesses and brought `tokens`.
 
         `guess_us` of its time went into guesses for the next one: a step that does without has no use for them.
         """
-        if self._drafts:
+        if self.drafts:
+            self._count(drafted, tokens - rows)
             self._size(rows).observe(drafted > 0, tokens, elapsed_us if drafted else elapsed_us - guess_us)

@@ -203,8 +203,7 @@ def finish_plan(state: SchedulerState, draft: Draft) -> StepPlan:
     freed = [row for row in state.freed_rows if row not in started]
     state.freed_rows.clear()
     told = drafts if any(drafts) else []
-    # Prompts are always shown to the drafter: whoever is to guess later must have seen them.
-    guess = state.depth.guesses(len(rows)) or max(counts) > 1
+    guess = state.depth.guesses(len(rows)) or (max(counts) > 1 and state.depth.reads_prompts)
     return StepPlan(step, rows, counts, emits, starts, page_updates(state, draft), freed, told, guess)
 
 

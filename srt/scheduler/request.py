@@ -72,18 +72,22 @@ class Stamps:
 
 class Speculation:
     """What guessing ahead has brought a request, in tokens: `steps` that had guesses to check, guesses that were
-    checked and that were right, and how many steps had 0, 1, 2, .. right ones."""
+    checked and that were right, and how many steps had 0, 1, 2, .. right ones; `plain` steps brought a token alone."""
 
-    __slots__ = ("accepted", "drafted", "histogram", "steps")
+    __slots__ = ("accepted", "drafted", "histogram", "plain", "steps")
 
     def __init__(self) -> None:
         self.steps = 0
         self.drafted = 0
         self.accepted = 0
+        self.plain = 0
         self.histogram: list[int] = []
 
     def observe(self, drafted: int, accepted: int) -> None:
-        """A step checked so many guesses, of which the first `accepted` were right."""
+        """A step that brought tokens checked so many guesses, of which the first `accepted` were right."""
+        if not drafted:
+            self.plain += 1
+            return
         self.steps += 1
         self.drafted += drafted
         self.accepted += accepted
@@ -94,7 +98,7 @@ class Speculation:
         """For the wire; None if nothing was guessed."""
         if not self.steps:
             return None
-        return SpeculationCounts(self.steps, self.drafted, self.accepted, tuple(self.histogram))
+        return SpeculationCounts(self.steps, self.drafted, self.accepted, tuple(self.histogram), self.plain)
 
 
 class Request:

@@ -48,7 +48,7 @@ def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emiss
                     f"the worker sampled {count} tokens for a row of step {result.step} and checked {drafted} guesses; "
                     f"it was to check at most {grant.drafts}"
                 )
-        if drafted:
+        if grant.emits and state.depth.drafts:
             observe(state, grant.request, drafted, len(tokens) - 1)
         emission = settle_row(state, grant, tokens, now_ns, logprobs.get(place), ending)
         if emission is not None:

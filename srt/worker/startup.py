@@ -48,6 +48,8 @@ from srt.worker.grammars import RowGrammars, open_grammars
 from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
 from srt.worker.memory import kv_bytes_by_group, weight_bytes
+from srt.worker.pick import Pick as Pick  # for those who start workers
+from srt.worker.pick import choose_attention, compiled_attention
 from srt.worker.row_images import RowImages, TowerImages
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
@@ -70,6 +72,11 @@ ATTENTION: Final = {
     "reference": "srt.layers.attention.reference:ReferenceAttention",
     "native": "srt.layers.cpu.attention:CpuAttention",
     "triton": "srt.layers.cuda.attention:TritonAttention",
+    "flashinfer": "srt.layers.attention.flashinfer:attention_for",
+}
+ROWS: Final = {
+    "device": "srt.worker.device.rows:DeviceRows",
+    "graphs": "srt.worker.device.fused_rows:FusedRows",
 }
 SAMPLERS: Final = {"graphs": "srt.worker.device.fused_sampler:FusedSampler"}
 
@@ -77,13 +84,7 @@ DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KV_DTYPES: Final = {**DTYPES, "fp8_e4m3": torch.float8_e4m3fn}
 
 
-@dataclass(frozen=True)
-class Pick:
-    """A backend by its key in a registry, why it was taken, and what its class is made with."""
-
-    key: str
-    reason: str
-    arguments: tuple[object, ...] = ()
+ON_HOST: Final = Pick("host", "the model runs on the CPU")
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,10 @@ class Picks:
     linear: Pick
     attention: Pick
     experts: Pick
-    engine: Pick = Pick("host", "the model runs on the CPU")
+    engine: Pick = ON_HOST
     """What keeps the rows and runs the steps."""
+    rows: Pick | None = None
+    """What keeps the rows on a device; None for what the engine brings."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,10 @@ def _gpu_backends(picks: Picks) -> Picks:
 
 def _fitting(picks: Picks, plan: RuntimePlan) -> Picks:
     """Without backends that cannot compute this model."""
+    attention = choose_attention(picks.attention, plan, DTYPES[plan.dtype], KV_DTYPES[plan.kv_dtype])
+    picks = replace(picks, attention=attention)
     odd = [group.head_dim for group in plan.groups if group.head_dim < 16 or group.head_dim & (group.head_dim - 1)]
-    if picks.attention.key != "triton" or not odd:
+    if picks.attention.key not in ("triton", "flashinfer") or not odd:
         return picks
     return replace(picks, attention=Pick("reference", f"the Triton kernels take no heads of size {odd[0]}"))
 
@@ -186,7 +191,7 @@ def _recordable(picks: Picks, experts: Mapping[int, RunnerChoice]) -> Picks:
 
 
 def build(registry: dict[str, str], pick: Pick) -> Any:
-    """An instance of the class that a registry names, or that the pick names itself."""
+    """An instance of the class, or what the function makes, that a registry names, or that the pick names itself."""
     module, name = registry.get(pick.key, pick.key).split(":")
     return getattr(importlib.import_module(module), name)(*pick.arguments)
 
@@ -251,7 +256,7 @@ def start(
     parts = Parts(model, draft, kv[:layers], kv[layers:], tools, row_images, config.text.hidden_size)
     rows = Rows(*_row_sizes(plan))
     shelf, grammars = open_grammars(plan, rundir, rows)
-    engine = _engine(picks.engine, plan, device, parts, rows, grammars)
+    engine = _engine(picks, plan, device, parts, rows, grammars)
     if compiling is not None:
         facts["compiled kernels"] = compiling.result()
         ended("compiled kernels")
@@ -298,9 +303,10 @@ def passes_without_memory(built: Built) -> Passes:
     from srt.worker.device.ahead import META, Lookalike, fill, without_repeats
 
     plan, group = built.plan, Lookalike(built.group)
+    picks = replace(built.picks, attention=compiled_attention(built.picks.attention))
     text = without_repeats(built.config.text, built.formats)
     config = msgspec.structs.replace(built.config, text=text)
-    tools = _toolkit(built.picks, plan, group, built.experts)
+    tools = _toolkit(picks, plan, group, built.experts)
     family = FAMILIES[config.model_type]
     model = family.build(config, tools)
     draft = build_draft(plan, config, family, model, tools)
@@ -308,7 +314,7 @@ def passes_without_memory(built: Built) -> Passes:
     kv = allocate_kv(plan.groups, plan.page_size, group.size, KV_DTYPES[plan.kv_dtype])
     main = [kv[layer.index] for layer in text.layers]
     parts = Parts(model, draft, main, kv[built.config.text.main_layers :], tools, None, text.hidden_size)
-    rows, proposer = _device_rows(built.picks.engine.key, plan, META, parts)
+    rows, proposer = _device_rows(built.picks, plan, META, parts)
     return Passes(model, main, rows, tools.ops, proposer, build_sampler(built.picks.engine, tools.ops))
 
 
@@ -348,35 +354,30 @@ def _row_sizes(plan: RuntimePlan) -> tuple[int, int, int, int, int]:
 
 
 def _engine(
-    pick: Pick, plan: RuntimePlan, device: torch.device, parts: Parts, rows: Rows, grammars: RowGrammars
+    picks: Picks, plan: RuntimePlan, device: torch.device, parts: Parts, rows: Rows, grammars: RowGrammars
 ) -> Engine:
     """What keeps the rows and runs the steps: on the host, or on the device behind its back."""
     model, kv, ops, images = parts.model, parts.kv, parts.tools.ops, parts.images
+    pick = picks.engine
     if pick.key == "host":
         guesses = build_proposer(plan, rows, parts.tools, parts.draft, parts.draft_kv)
         return Runner(model, kv, rows, ops, images, guesses, grammars)
-    device_rows, proposer = _device_rows(pick.key, plan, device, parts)
+    device_rows, proposer = _device_rows(picks, plan, device, parts)
     shape = (plan.drafting.drafts, plan.chunked_prefill_size) if pick.key == "graphs" else None
     sampler = build_sampler(pick, ops)
     return DeviceRunner(model, kv, device_rows, ops, HostRows(rows, grammars), images, proposer, shape, sampler)
 
 
-def _device_rows(kind: str, plan: RuntimePlan, device: torch.device, parts: Parts) -> tuple[DeviceRows, DeviceProposer]:
+def _device_rows(
+    picks: Picks, plan: RuntimePlan, device: torch.device, parts: Parts
+) -> tuple[DeviceRows, DeviceProposer]:
     """Rows on a device, and what guesses for them."""
-    rows = build_rows(kind)(device, *_row_sizes(plan))
+    pick = picks.rows or replace(picks.engine, arguments=())
+    rows: DeviceRows = build(ROWS, replace(pick, arguments=(*pick.arguments, device, *_row_sizes(plan))))
     if parts.draft is None:
         return rows, NoDeviceGuesses()
     ops, size, dtype = parts.tools.ops, parts.hidden_size, parts.tools.dtype
     return rows, DeviceWindows(parts.draft, parts.draft_kv, rows, ops, size, dtype)
-
-
-def build_rows(kind: str) -> type[DeviceRows]:
-    """Rows of one kernel a step where there is Triton."""
-    if kind == "device":
-        return DeviceRows
-    from srt.worker.device.fused_rows import FusedRows
-
-    return FusedRows
 
 
 def build_sampler(pick: Pick, ops: Ops) -> Sampler:

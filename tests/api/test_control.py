@@ -67,6 +67,15 @@ def test_the_openapi_document_describes_every_route_and_field(front: Front) -> N
     assert {reference.split('"')[0] for reference in references} <= set(document["components"]["schemas"])
 
 
+def test_every_operation_says_what_it_does(front: Front) -> None:
+    for path, operations in front.get("/openapi.json").json["paths"].items():
+        for operation in operations.values():
+            summary = operation["summary"]
+            assert len(summary.split()) > 2, f"{path}: {summary!r}"
+            assert "endpoint" not in summary, path
+            assert not summary.startswith("`"), path
+
+
 def test_the_page_of_the_api_asks_nobody_but_this_server(front: Front) -> None:
     page = front.get("/docs")
     assert page.headers["content-type"].startswith("text/html")

@@ -150,11 +150,14 @@ def test_earlier_text_takes_half_the_steps_where_an_answer_repeats_it() -> None:
         for speculative in ("off", "auto"):
             before = server.metric("scheduler_steps_total")
             told.append([
-                server.request("POST", "/generate", {**body, "speculative": speculative}).json["output_ids"]
-                for body in asked
+                server.request("POST", "/generate", {**body, "speculative": speculative}).json for body in asked
             ])  # fmt: skip
             steps[speculative] = server.metric("scheduler_steps_total") - before
-    assert told[0] == told[1]
+    assert [answer["output_ids"] for answer in told[0]] == [answer["output_ids"] for answer in told[1]]
+    counted = [answer["meta_info"] for answer in told[1] if "spec_verify_ct" in answer["meta_info"]]
+    assert counted
+    for info in counted:
+        assert 1 <= info["spec_accept_length"] <= 8, "no step brings more than its guesses and one token"
     assert steps["off"] >= 2 * steps["auto"]
 
 
@@ -185,7 +188,10 @@ def test_32_a_request_tells_what_guessing_came_to_and_can_do_without() -> None:
     assert "spec_verify_ct" not in plain["meta_info"]
     assert sum(info["spec_accept_histogram"]) == info["spec_verify_ct"]
     assert sum(n * count for n, count in enumerate(info["spec_accept_histogram"])) == info["spec_accept_token_num"]
-    assert info["spec_accept_length"] == pytest.approx(60 / info["spec_verify_ct"])
+    steps = info["spec_verify_ct"] + info["spec_plain_ct"]
+    assert info["spec_plain_ct"] >= 1, "the prompt's last step, at least"
+    assert steps + info["spec_accept_token_num"] == 60, "each step brought one token, and one for each right guess"
+    assert info["spec_accept_length"] == pytest.approx(60 / steps)
     assert info["spec_accept_rate"] == pytest.approx(info["spec_accept_token_num"] / info["spec_draft_token_num"])
     assert wrong.status == 400
     assert "'speculative' is" in wrong.text

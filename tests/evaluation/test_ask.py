@@ -107,6 +107,8 @@ def test_errors_are_counted_and_have_no_latency() -> None:
 def test_tokens_a_step_come_from_the_server_or_are_one() -> None:
     counted = Scripted(lambda body: whole({"content": "x"}, spec_verify_ct=4))
     assert score("sum", asyncio.run(counted.ask("sum", count=2)).asked["sum"]).step_tokens == 3.0
+    mixed = Scripted(lambda body: whole({"content": "x"}, spec_verify_ct=1, spec_plain_ct=5))
+    assert score("sum", asyncio.run(mixed.ask("sum", count=2)).asked["sum"]).step_tokens == 2.0
     uncounted = Scripted(lambda body: whole({"content": "x"}))
     assert score("sum", asyncio.run(uncounted.ask("sum", count=2)).asked["sum"]).step_tokens == 1.0
 

@@ -2,64 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import cycle
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from srt.layers.cpu.kernels import load_kernels
 from srt.messages import SamplingSpec
-from srt.worker.mtp import WindowProposer
-from srt.worker.runner import Runner
-from srt.worker.startup import Pick, Picks
-from tests.support.checkpoints import write_checkpoint
+from srt.worker.startup import Picks
+from tests.support.dictation import dictate, window_kv
 from tests.support.steps import GREEDY, MTP, Steps, plan_for, random_ids
 
 SAMPLED = SamplingSpec(temperature=1.0, top_p=0.9, seed=77)
 NEW_TOKENS = 40
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def native(pytestconfig: pytest.Config) -> Picks:
-    assert pytestconfig.cache is not None
-    pick = Pick("native", "under test", (load_kernels(pytestconfig.cache.mkdir("kernels"), threads=2),))
-    return Picks(pick, pick, pick, pick)
-
-
-class Dictated:
-    """Stands where modules choose their guesses: of each step's, the first so many are right."""
-
-    def __init__(self, steps: Steps, truth: list[int], vocab: int, rights: list[int]) -> None:
-        self.steps, self.truth, self.vocab = steps, truth, vocab
-        self.rights = cycle(rights)
-        self.offset = 0
-        self.right = 0
-
-    def sample_greedy(self, logits: Tensor) -> Tensor:
-        if self.offset == 0:
-            self.right = next(self.rights)
-        runner = self.steps.runner
-        assert isinstance(runner, Runner)
-        at = len(runner.rows.history(0)) + self.offset
-        token = self.truth[at] if at < len(self.truth) else 0
-        wrong = self.offset >= self.right
-        self.offset = (self.offset + 1) % MTP.modules
-        return torch.tensor([(token + wrong) % self.vocab])
-
-
-def draft_kv(steps: Steps, row: int, positions: int) -> list[Tensor]:
-    proposer = steps.runner.proposer
-    assert isinstance(proposer, WindowProposer)
-    size = steps.plan.page_size
-    slots = [steps.pages[row][2][p // size] * size + p % size for p in range(positions)]
-    return [memory.flatten(0, 1)[slots] for layer in proposer._kv for memory in (layer.k, layer.v)]
 
 
 @pytest.mark.parametrize("rights", [[0], [1], [2], [3], [0, 3, 1, 2, 0, 0, 2]])
@@ -73,9 +27,7 @@ def test_12_24_draft_memory_equals_that_of_one_pass_whatever_was_accepted(
     alone.add(0, prompt)
     truth = prompt + alone.generate(0, NEW_TOKENS + 8)
     steps = Steps(plan, tmp_path, picks=native)
-    proposer = steps.runner.proposer
-    assert isinstance(proposer, WindowProposer)
-    proposer._ops = Dictated(steps, truth, plan.model.vocab_size, rights)  # type: ignore[assignment]
+    dictate(steps, truth, rights)
     steps.add(0, prompt)
     steps.prefill(0, chunk)
     steps.generate(0, NEW_TOKENS, drafts=3)
@@ -86,7 +38,7 @@ def test_12_24_draft_memory_equals_that_of_one_pass_whatever_was_accepted(
     steps.add(1, known)
     steps.prefill(1)
     final = len(known) - MTP.modules
-    for told, whole in zip(draft_kv(steps, 0, final), draft_kv(steps, 1, final), strict=True):
+    for told, whole in zip(window_kv(steps, 0, final), window_kv(steps, 1, final), strict=True):
         assert torch.equal(told, whole)
 
 

@@ -7,24 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from srt.layers.cpu.kernels import load_kernels
-from srt.worker.startup import Pick, Picks
-from tests.support.checkpoints import write_checkpoint
+from srt.worker.startup import Picks
 from tests.support.steps import Steps, plan_for, random_ids
 
 LENGTHS = (90, 1, 33, 64, 7)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def native(pytestconfig: pytest.Config) -> Picks:
-    assert pytestconfig.cache is not None
-    pick = Pick("native", "under test", (load_kernels(pytestconfig.cache.mkdir("kernels"), threads=2),))
-    return Picks(pick, pick, pick, pick)
 
 
 def _alone(checkpoint: Path, rundir: Path, native: Picks, dtype: str, tokens: list[int], page_size: int) -> Steps:

@@ -13,33 +13,19 @@ import torch
 from torch import Tensor
 
 from srt.layers.batch import ForwardBatch, KVLayer
-from srt.layers.cpu.kernels import load_kernels
 from srt.layers.ops import TorchOps
 from srt.layers.parameter import Parameters
 from srt.messages import RowStart, SamplingSpec, StepPlan
 from srt.worker.mtp import WindowProposer
 from srt.worker.rows import Outcome, Rows
 from srt.worker.runner import Runner
-from srt.worker.startup import Pick, Picks
-from tests.models.test_draft_windows import Dictated, draft_kv
-from tests.support.checkpoints import write_checkpoint
+from srt.worker.startup import Picks
+from tests.support.dictation import dictate, window_kv, windows_of
 from tests.support.rank import RANKS
 from tests.support.steps import GREEDY, MTP, Steps, plan_for, random_ids
 
 CANARY = 123.0
 TINY = Path(__file__).parents[2] / "srt" / "builtin" / "tiny"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def native(pytestconfig: pytest.Config) -> Picks:
-    assert pytestconfig.cache is not None
-    pick = Pick("native", "under test", (load_kernels(pytestconfig.cache.mkdir("kernels"), threads=2),))
-    return Picks(pick, pick, pick, pick)
 
 
 class Bench:
@@ -63,16 +49,6 @@ class Bench:
 @pytest.fixture
 def bench(checkpoint: Path, tmp_path: Path, native: Picks) -> Bench:
     return Bench(checkpoint, tmp_path, native)
-
-
-def proposer_of(steps: Steps) -> WindowProposer:
-    assert isinstance(steps.runner.proposer, WindowProposer)
-    return steps.runner.proposer
-
-
-def dictate(steps: Steps, truth: list[int], rights: list[int]) -> None:
-    """Of the guesses of row 0 the first so many are right, step by step in turn."""
-    proposer_of(steps)._ops = Dictated(steps, truth, steps.plan.model.vocab_size, rights)  # type: ignore[assignment]
 
 
 def main_kv(steps: Steps, row: int, positions: int) -> list[Tensor]:
@@ -132,7 +108,7 @@ def test_17_every_place_in_a_page_meets_every_count_of_right_guesses(bench: Benc
             steps.add(1, known)
             steps.prefill(1)
             final = len(known) - MTP.modules
-            for told, whole in zip(draft_kv(steps, 0, final), draft_kv(steps, 1, final), strict=True):
+            for told, whole in zip(window_kv(steps, 0, final), window_kv(steps, 1, final), strict=True):
                 assert torch.equal(told, whole)
             for row in (0, 1):
                 for free, pages in zip(steps._free, steps.pages[row], strict=True):
@@ -146,7 +122,7 @@ def test_15_16_only_pages_of_the_row_are_written_and_the_null_page_never(bench: 
     steps.add(0, prompt)
     steps.prefill(0)
     steps.add(1, [*prompt[:36], *random_ids(5, 4, 200)], shares=(0, 36))
-    proposer = proposer_of(steps)
+    proposer = windows_of(steps)
     pools = [(layer, group) for group in (0, 1) for layer in _layers(steps, group)]
     pools += [(layer, 2) for layer in proposer._kv]
     shared = [set(steps.pages[0][group][:9]) for group in range(3)]
@@ -197,13 +173,13 @@ def test_20_21_pages_lie_wherever_they_like_in_each_group(bench: Bench) -> None:
     assert scattered.pages[0] != ordered.pages[0]
     assert scattered.pages[0][1] != scattered.pages[0][2]
     length = scattered.computed[0]
-    for one, other in zip(draft_kv(scattered, 0, length), draft_kv(ordered, 0, length), strict=True):
+    for one, other in zip(window_kv(scattered, 0, length), window_kv(ordered, 0, length), strict=True):
         assert torch.equal(one, other)
 
 
 def test_33_no_pass_sees_further_than_its_longest_row(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = bench.steps(page_size=4)
-    model, seen = proposer_of(steps)._model, list[ForwardBatch]()
+    model, seen = windows_of(steps)._model, list[ForwardBatch]()
     for owner, name in ((steps.recorder, "forward"), (model, "begin")):
         passed = getattr(owner, name)
 
@@ -252,7 +228,7 @@ def test_08_a_drafter_gone_mad_changes_nothing(bench: Bench, monkeypatch: pytest
     prompt = random_ids(20, 5, 200)
     truth = bench.truth(prompt, 12)
     steps = bench.steps()
-    model = proposer_of(steps)._model
+    model = windows_of(steps)._model
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda *pass_: forward(*pass_) * poison)
     steps.add(0, prompt)

@@ -73,6 +73,23 @@ def test_a_drafter_that_becomes_good_is_used_again() -> None:
     assert machine.control.depth(2) == DRAFTS
 
 
+def test_a_drafter_that_is_never_right_is_shown_no_prompts_until_it_is_right() -> None:
+    machine = Machine()
+    shown = [machine.control.reads_prompts]
+    machine.run(8, 2000, tokens_a_row=1.0, plain_us=100, checking_us=140, guess_us=40)
+    shown.append(machine.control.reads_prompts)
+    machine.run(8, 20_000, tokens_a_row=2.0, plain_us=100, checking_us=140, guess_us=40)
+    shown.append(machine.control.reads_prompts)
+    assert shown == [True, False, True]
+
+
+def test_a_drafter_that_is_right_but_does_not_pay_is_shown_prompts() -> None:
+    machine = Machine()
+    machine.run(32, 5000, tokens_a_row=1.3, plain_us=100, checking_us=400, guess_us=50)
+    assert machine.control.depth(32) == 0
+    assert machine.control.reads_prompts
+
+
 def test_without_a_drafter_nothing_is_guessed() -> None:
     control = DepthControl(0)
     control.observe(1, 0, 1, 10, 0)

@@ -34,6 +34,18 @@ def test_a_prompt_is_computed_in_chunks_and_only_its_last_one_emits() -> None:
     ]
 
 
+@pytest.mark.parametrize("right", [0, 1])
+def test_a_prompt_is_shown_to_the_drafter_unless_that_is_never_right(right: int) -> None:
+    inside = world(drafts=3, overlap=False)
+    for _ in range(40):  # slow either way, so that decodes do without
+        inside.scheduler.state.depth.observe(1, 3, 1 + right, 100, 0)
+        inside.scheduler.state.depth.observe(1, 0, 1, 10, 0)
+    inside.send(range(12), 4)
+    assert (counts(inside), last_step(inside).guess) == ({0: 12}, bool(right))
+    inside.deliver()
+    assert (counts(inside), last_step(inside).guess) == ({0: 1}, False)
+
+
 def test_decodes_come_first_then_prefills_oldest_first_then_the_queue() -> None:
     inside = world(chunk=16, step_tokens=20, overlap=False, radix=False)
     decoding = inside.send([1], 10)

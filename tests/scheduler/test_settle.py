@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from srt.errors import ProcessLost
-from srt.messages import Finish, StepResult
+from srt.messages import Finish, SpeculationCounts, StepResult
 from srt.scheduler.request import Phase
 from tests.cache.support import packed
 from tests.scheduler.support import held, phase_of, request_of, world
@@ -106,6 +106,19 @@ def test_several_accepted_tokens_of_one_row_end_at_the_first_stop() -> None:
     inside.turn(StepResult(2, [6, 7, 8, 9], [4], 1, drafted=[3]))
     assert client.output == [5, 6, 7]
     assert client.ending == Finish("stop", 7)
+
+
+def test_steps_that_had_no_guess_to_check_are_counted_apart() -> None:
+    inside = world(page_size=32, overlap=False, drafts=3)
+    client = inside.send([1, 2, 3], 20)
+    steps = [([5], []), ([6, 7, 8], [3]), ([9], []), ([9], [2])]  # the prompt's, one of each kind, and one all wrong
+    for number, (tokens, drafted) in enumerate(steps, start=1):
+        inside.results.clear()
+        inside.turn(StepResult(number, tokens, [len(tokens)], 1, drafted=drafted))
+    told = SpeculationCounts(steps=2, drafted=5, accepted=2, histogram=(1, 0, 1), plain=2)
+    assert request_of(inside, client).speculation.counts() == told
+    assert inside.scheduler.state.totals.speculation.counts() == told
+    assert told.all_steps + told.accepted == len(client.output)
 
 
 @pytest.mark.parametrize(

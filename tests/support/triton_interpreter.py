@@ -1,8 +1,9 @@
-"""Triton without a GPU: its interpreter, with the three things put right that it gets wrong.
+"""Triton without a GPU: its interpreter, with what it gets wrong put right.
 
 Triton 3.6's interpreter multiplies bfloat16 by their bit patterns, loses the carry when a number that is rounded
 to bfloat16 or e4m3 becomes a power of two, and cannot count a loop to a number that is not known before (with a NumPy
-that makes no scalar of an array of one). Kernels do none of it on a GPU.
+that makes no scalar of an array of one). Kernels do none of it on a GPU. Nor does it know how kernels wait for each
+other, which here they need not: each has ended when the next begins.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ def use_interpreter() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     import triton.language as tl
     from triton.runtime import interpreter
+
+    from srt.layers.cuda import launch
 
     dtypes = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16}
     dtypes[tl.float8e4nv] = torch.float8_e4m3fn
@@ -42,6 +45,8 @@ def use_interpreter() -> None:
         patch(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
+    for wait in ("gdc_wait", "gdc_launch_dependents"):
+        setattr(launch, wait, lambda: None)
     interpreter._patch_lang_tensor = patch_tensor
     interpreter._convert_float = convert
     interpreter.InterpreterBuilder.create_dot = dot

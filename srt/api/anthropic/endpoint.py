@@ -59,7 +59,7 @@ class Messages:
         self._count_parser = Parser(Body.COUNT_TOKENS, PromptBody)
 
     async def create(self, exchange: Exchange) -> None:
-        """`/v1/messages`: answer a conversation."""
+        """`/v1/messages`: answer a conversation, as Anthropic's clients ask for it."""
         service = self._service
         request, shape = await self._parsed(exchange)
         with service.serve(exchange, request, PREFIX) as ticket:

@@ -52,7 +52,7 @@ class Responses:
         self._count_parser = Parser(Body.INPUT_TOKENS, InputTokensBody)
 
     async def create(self, exchange: Exchange) -> None:
-        """`/v1/responses`: answer a conversation."""
+        """`/v1/responses`: answer a conversation, with which a later call may go on."""
         turn = await self._parsed(exchange)
         with self._service.serve(exchange, turn.request, PREFIX) as ticket:
             frame = msgspec.structs.replace(turn.frame, fields={"id": PREFIX + ticket.name} | turn.frame.fields)

@@ -152,8 +152,8 @@ function told(usage, firstMs, lastMs) {
   parts.push(`${Math.round((1000 * tokens) / lastMs)} tokens/s`);
   parts.push(`first after ${Math.round(firstMs)} ms`);
   parts.push(`${usage.prompt_tokens_details?.cached_tokens ?? 0} of ${usage.prompt_tokens} prompt tokens cached`);
-  const steps = usage.spec_verify_ct;
-  if (steps) parts.push(`${(1 + usage.spec_accept_token_num / steps).toFixed(2)} tokens a step`);
+  const steps = usage.spec_verify_ct + (usage.spec_plain_ct ?? 0);
+  if (usage.spec_verify_ct) parts.push(`${(usage.completion_tokens / steps).toFixed(2)} tokens a step`);
   return parts.join(" · ");
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from srt.layers.cpu.kernels import CODES, Kernels, Matrix, MoeCall
 from srt.layers.cpu.packing import CODINGS, PANEL_HALF, PLAIN, pack_coded, pack_matrix
-from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
+from srt.layers.moe.contract import ExpertShape, PackedExperts, Route, StoredExperts
 from srt.layers.ops import Choice
 from srt.layers.quant.contract import WEIGHT, StoredWeight, WeightFormat
 
@@ -50,7 +50,8 @@ class CpuExperts:
     def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         return self._run(hidden, choice, self._call(hidden, choice, experts))
 
-    def run_with_shared(self, hidden: Tensor, choice: Choice, experts: PackedExperts, shared: PackedExperts) -> Tensor:
+    def run_with_shared(self, hidden: Tensor, route: Route, experts: PackedExperts, shared: PackedExperts) -> Tensor:
+        choice = route()
         call = self._call(hidden, choice, experts)
         call.shared_width = shared.shape.width
         call.shared_limit = math.inf if shared.shape.limit is None else shared.shape.limit

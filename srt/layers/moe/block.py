@@ -42,8 +42,9 @@ class MoeBlock:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, H] -> [T, H]: this rank's part of a sum over ranks."""
-        choice = self._place.local(self._router(x))
-        return self._runner.run_with_shared(x, choice, self._experts.packed, self._shared.packed)
+        return self._runner.run_with_shared(
+            x, lambda: self._place.local(self._router(x)), self._experts.packed, self._shared.packed
+        )
 
     def parameters(self) -> Parameters:
         """`router.*`, and for `experts` and `shared`: `gate_up.*` (pieces gate, up), `down.*`.

@@ -8,6 +8,7 @@ the decoder layer makes anyway: ranks that hold other experts, or other columns 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,9 @@ from torch import Tensor
 from srt.layers.moe.placement import Placement
 from srt.layers.ops import Choice
 from srt.layers.quant.contract import StoredWeight, WeightFormat
+
+Route = Callable[[], Choice]
+"""Chooses experts for the tokens at hand; to be called once."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ class ExpertRunner(Protocol):
         """
         ...
 
-    def run_with_shared(self, hidden: Tensor, choice: Choice, experts: PackedExperts, shared: PackedExperts) -> Tensor:
-        """`run` plus the shared expert, which every token uses with weight 1."""
+    def run_with_shared(self, hidden: Tensor, route: Route, experts: PackedExperts, shared: PackedExperts) -> Tensor:
+        """`run` plus the shared expert, which every token uses with weight 1 and which need not wait for the choice."""
         ...
 
 

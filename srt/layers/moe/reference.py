@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
+from srt.layers.moe.contract import ExpertShape, PackedExperts, Route, StoredExperts
 from srt.layers.moe.shared import PlainShared
 from srt.layers.ops import Choice, TorchOps
 from srt.layers.quant.contract import StoredWeight, WeightFormat
@@ -34,8 +34,8 @@ class ReferenceExperts(PlainShared):
     def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         return self._routed(hidden, choice, experts).to(hidden.dtype)
 
-    def run_with_shared(self, hidden: Tensor, choice: Choice, experts: PackedExperts, shared: PackedExperts) -> Tensor:
-        total = self._routed(hidden, choice, experts) + self.run_shared(hidden, shared).float()
+    def run_with_shared(self, hidden: Tensor, route: Route, experts: PackedExperts, shared: PackedExperts) -> Tensor:
+        total = self._routed(hidden, route(), experts) + self.run_shared(hidden, shared).float()
         return total.to(hidden.dtype)
 
     def _routed(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from srt.layers.cuda.jit import jit
+from srt.layers.cuda.launch import take_over
 
 E4M3_MAX = tl.constexpr(448.0)
 TINY = tl.constexpr(1.1754943508222875e-38)
@@ -14,7 +15,7 @@ TINY = tl.constexpr(1.1754943508222875e-38)
 def schedule_kernel(
     ids: tl.tensor, order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor,
     pairs: tl.tensor, blocks: tl.tensor, EXPERTS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
+    CHUNK: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """One expert: put its pairs in order, list its blocks. The program after the last expert lists the idle blocks.
 
@@ -23,6 +24,7 @@ def schedule_kernel(
     me = tl.program_id(0)
     experts, steps = tl.arange(0, PADDED), tl.arange(0, CHUNK)
     counts = tl.zeros((PADDED,), tl.int32)
+    take_over(PDL)
     for start in range(0, pairs, CHUNK):
         expert = tl.load(ids + start + steps, mask=start + steps < pairs, other=EXPERTS)
         counts += tl.histogram(expert, PADDED)
@@ -49,11 +51,12 @@ def schedule_kernel(
 @jit(do_not_specialize=["pairs"])
 def count_kernel(
     ids: tl.tensor, counts: tl.tensor, pairs: tl.tensor, EXPERTS: tl.constexpr, PADDED: tl.constexpr,
-    CHUNK: tl.constexpr,
+    CHUNK: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """counts[chunk, expert]: how often a chunk of ids names an expert."""
     chunk, experts, steps = tl.program_id(0), tl.arange(0, PADDED), tl.arange(0, CHUNK)
     here = chunk * CHUNK + steps
+    take_over(PDL)
     count = tl.histogram(tl.load(ids + here, mask=here < pairs, other=EXPERTS), PADDED)
     tl.store(counts + chunk * PADDED + experts, tl.where(experts < EXPERTS, count, 0))
 
@@ -63,11 +66,13 @@ def place_kernel(
     ids: tl.tensor, counts: tl.tensor, order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor,
     block_row: tl.tensor, pairs: tl.tensor, blocks: tl.tensor, chunks: tl.tensor, EXPERTS: tl.constexpr,
     PADDED: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, READ: tl.constexpr, PART: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """One chunk of ids: put its pairs in order; list its share of the blocks. What `schedule_kernel` does, for many."""
     me, experts, steps = tl.program_id(0), tl.arange(0, PADDED), tl.arange(0, CHUNK)
     total = tl.zeros((PADDED,), tl.int32)
     before = tl.zeros((PADDED,), tl.int32)
+    take_over(PDL)
     for start in range(0, chunks, READ):
         rows = start + tl.arange(0, READ)
         part = tl.load(counts + rows[:, None] * PADDED + experts[None, :], mask=(rows < chunks)[:, None], other=0)
@@ -123,12 +128,13 @@ def combine_kernel(
 @jit(do_not_specialize=["rows"])
 def encode_kernel(
     x: tl.tensor, x_stride: tl.tensor, codes: tl.tensor, scales: tl.tensor, rows: tl.tensor, K: tl.constexpr,
-    ROWS: tl.constexpr,
+    ROWS: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """Activations to e4m3, one scale for a row's 128 columns: as `srt.layers.quant.fp8.encode_tokens`, bit for bit."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     mine = row < rows
     columns = tl.program_id(1) * 128 + tl.arange(0, 128)
+    take_over(PDL)
     values = tl.load(x + row[:, None] * x_stride + columns[None, :], mask=mine[:, None], other=0.0).to(tl.float32)
     largest = tl.max(tl.abs(values), axis=1)
     scale = tl.where(largest > 0, tl.maximum(tl.div_rn(largest, E4M3_MAX), TINY), 1.0)

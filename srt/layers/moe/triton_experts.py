@@ -12,10 +12,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from srt.layers.cuda.launch import Launch
 from srt.layers.gpu import Gpu
 from srt.layers.moe import triton_dispatch as dispatch
 from srt.layers.moe import triton_kernels as kernels
-from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
+from srt.layers.moe.contract import ExpertShape, PackedExperts, Route, StoredExperts
 from srt.layers.moe.triton_packing import COLUMNS, FOLDED, encode_words
 from srt.layers.moe.triton_tiles import Tile, dense_tiles, tiles_for
 from srt.layers.ops import Choice
@@ -35,6 +36,8 @@ HOPPER: Final = 9
 """Major compute capability of the GPUs that the table of tiles was measured on."""
 SINGLE_TOKENS: Final = 4
 """Up to so many tokens every pair is a block of its own: hardly any two share an expert."""
+BY_ITSELF: Final = Launch(None)
+"""For kernels that do not begin before the one in front of them has ended: those beside the main stream."""
 COMBINE_COLUMNS: Final = 1024
 ENCODE_ROWS: Final = 8
 ACTIVATE_COLUMNS: Final = 256
@@ -68,7 +71,7 @@ class Schedule:
         return self.order, self.starts, self.block_expert, self.block_row
 
 
-def schedule(ids: Tensor, experts: int, rows: int) -> Schedule:
+def schedule(ids: Tensor, experts: int, rows: int, launch: Launch) -> Schedule:
     """Blocks of at most `rows` pairs of one expert, made without asking the device for a number.
 
     Shapes: ids [T, K] int32, of which `experts` stands for an expert elsewhere.
@@ -83,16 +86,16 @@ def schedule(ids: Tensor, experts: int, rows: int) -> Schedule:
     if pairs <= SCHEDULE_MANY:
         dispatch.schedule_kernel[experts + 1,](
             ids, *table, pairs, most, EXPERTS=experts, PADDED=padded, ROWS=rows, CHUNK=chunk,
-            num_warps=max(1, min(4, chunk // 256)),
+            num_warps=max(1, min(4, chunk // 256)), **launch,
         )  # fmt: skip
     else:
         chunk = SCHEDULE_SHARE
         chunks = -(-pairs // chunk)
         counts = torch.empty(chunks, padded, dtype=torch.int32, device=device)
-        dispatch.count_kernel[chunks,](ids, counts, pairs, EXPERTS=experts, PADDED=padded, CHUNK=chunk)
+        dispatch.count_kernel[chunks,](ids, counts, pairs, EXPERTS=experts, PADDED=padded, CHUNK=chunk, **launch)
         dispatch.place_kernel[chunks,](
             ids, counts, *table, pairs, most, chunks, EXPERTS=experts, PADDED=padded, ROWS=rows, CHUNK=chunk,
-            READ=8, PART=16, num_warps=8,
+            READ=8, PART=16, num_warps=8, **launch,
         )  # fmt: skip
     return Schedule(SORTED, *table, rows=rows, blocks=most)
 
@@ -118,6 +121,7 @@ class TritonExperts:
         self._gpu = gpu
         self._hopper = gpu is not None and gpu.capability[0] == HOPPER
         self._kind = KINDS[weights.name]
+        self._launch = Launch(gpu)
         self._other: torch.cuda.Stream | None = None
         self.width_multiple = COLUMNS if self._kind == NVFP4 else 1
 
@@ -138,18 +142,20 @@ class TritonExperts:
     def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         return self._combine(self._pairs(hidden, choice, experts), choice, experts.shape, None)
 
-    def run_with_shared(self, hidden: Tensor, choice: Choice, experts: PackedExperts, shared: PackedExperts) -> Tensor:
-        """The shared expert runs on a stream of its own, beside the routed ones.
+    def run_with_shared(self, hidden: Tensor, route: Route, experts: PackedExperts, shared: PackedExperts) -> Tensor:
+        """The shared expert runs on a stream of its own, beside the choice, which leaves most of the GPU's memory
+        bandwidth to it, and beside the routed experts.
 
         What either stream allocates it also uses last, or the other has been waited for: no block is handed out early.
         """
         if not hidden.is_cuda:
-            dense, pairs = self.run_shared(hidden, shared), self._pairs(hidden, choice, experts)
-            return self._combine(pairs, choice, experts.shape, dense)
+            choice, dense = route(), self.run_shared(hidden, shared)
+            return self._combine(self._pairs(hidden, choice, experts), choice, experts.shape, dense)
         here, other = torch.cuda.current_stream(), self._stream()
         other.wait_stream(here)
         with torch.cuda.stream(other):
             dense = self.run_shared(hidden, shared)
+        choice = route()
         pairs = self._pairs(hidden, choice, experts)
         here.wait_stream(other)
         return self._combine(pairs, choice, experts.shape, dense)
@@ -169,8 +175,8 @@ class TritonExperts:
         tokens = hidden.shape[0]
         tiles = dense_tiles(tokens, self._hopper)
         plan = unsorted(hidden, DENSE, -(-tokens // tiles.rows), tiles.rows)
-        inner = gate_up(PLAIN, hidden, shared, plan, tiles.gate_up, 1)
-        return down(PLAIN, inner, shared, plan, tiles.down)
+        inner = gate_up(PLAIN, hidden, shared, plan, tiles.gate_up, 1, BY_ITSELF)
+        return down(PLAIN, inner, shared, plan, tiles.down, BY_ITSELF)
 
     def _pairs(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         """Every chosen expert's output: [T, H] -> [T * K, H]; rows of experts elsewhere are not written."""
@@ -181,9 +187,9 @@ class TritonExperts:
         if tokens <= SINGLE_TOKENS:
             plan = unsorted(choice.ids, SINGLE, tokens * top_k, tiles.rows)
         else:
-            plan = schedule(choice.ids, experts.shape.experts, tiles.rows)
-        inner = gate_up(self._kind, hidden, experts, plan, tiles.gate_up, top_k)
-        return down(self._kind, inner, experts, plan, tiles.down)
+            plan = schedule(choice.ids, experts.shape.experts, tiles.rows, self._launch)
+        inner = gate_up(self._kind, hidden, experts, plan, tiles.gate_up, top_k, self._launch)
+        return down(self._kind, inner, experts, plan, tiles.down, self._launch)
 
     def _combine(self, pairs: Tensor, choice: Choice, shape: ExpertShape, shared: Tensor | None) -> Tensor:
         tokens, top_k = choice.ids.shape
@@ -208,11 +214,13 @@ def packed(kind: int, name: str, stored: StoredWeight) -> dict[str, Tensor]:
     return {f"{name}.weight": stored.weight.contiguous(), f"{name}.scale": scale, f"{name}.matrix": none}
 
 
-def gate_up(kind: int, hidden: Tensor, experts: PackedExperts, plan: Schedule, tile: Tile, top_k: int) -> Tensor:
+def gate_up(
+    kind: int, hidden: Tensor, experts: PackedExperts, plan: Schedule, tile: Tile, top_k: int, launch: Launch
+) -> Tensor:
     """What enters the down products, in the order of the schedule: [T, H] -> [T * K, I]."""
     shape, tensors = experts.shape, experts.tensors
     pairs = hidden.shape[0] * top_k
-    x, x_scale = _operand(kind, hidden)
+    x, x_scale = _operand(kind, hidden, launch)
     weight = _weight(tensors["gate_up.weight"], tile, kind)
     shares = tile.shares if shape.hidden % (tile.shares * tile.step) == 0 else 1
     # Pairs of experts elsewhere have no place in the order; FP8 encodes what is there, so let it be numbers.
@@ -223,26 +231,26 @@ def gate_up(kind: int, hidden: Tensor, experts: PackedExperts, plan: Schedule, t
     kernels.gate_up_kernel[-(-shape.width // tile.columns), plan.blocks, shares](
         x, x_scale, x.stride(0), weight, tensors["gate_up.scale"], tensors["gate_up.matrix"], parts, *plan.table,
         pairs, limit, EXPERTS=shape.experts, K=shape.hidden, WIDTH=shape.width, TOP_K=top_k, CLAMP=clamp, KIND=kind,
-        MODE=plan.mode, ROWS=plan.rows, SHARES=shares, **_constants(tile, hidden),
+        MODE=plan.mode, ROWS=plan.rows, SHARES=shares, **_constants(tile, hidden), **launch,
     )  # fmt: skip
     if shares > 1:
         kernels.activate_kernel[pairs, -(-shape.width // ACTIVATE_COLUMNS)](
             parts, inner, pairs, limit, WIDTH=shape.width, SHARES=shares, CLAMP=clamp, COLUMNS=ACTIVATE_COLUMNS,
-            num_warps=2,
+            num_warps=2, **launch,
         )  # fmt: skip
     return inner
 
 
-def down(kind: int, inner: Tensor, experts: PackedExperts, plan: Schedule, tile: Tile) -> Tensor:
+def down(kind: int, inner: Tensor, experts: PackedExperts, plan: Schedule, tile: Tile, launch: Launch) -> Tensor:
     """Every pair's output, in the order of tokens: [T * K, I] -> [T * K, H]."""
     shape, tensors = experts.shape, experts.tensors
     out = torch.empty(inner.shape[0], shape.hidden, dtype=inner.dtype, device=inner.device)
-    x, x_scale = _operand(kind, inner)
+    x, x_scale = _operand(kind, inner, launch)
     weight = _weight(tensors["down.weight"], tile, kind)
     kernels.down_kernel[-(-shape.hidden // tile.columns), plan.blocks](
         x, x_scale, weight, tensors["down.scale"], tensors["down.matrix"], out, *plan.table, inner.shape[0],
         EXPERTS=shape.experts, WIDTH=shape.width, HIDDEN=shape.hidden, KIND=kind, MODE=plan.mode, ROWS=plan.rows,
-        **_constants(tile, inner),
+        **_constants(tile, inner), **launch,
     )  # fmt: skip
     return out
 
@@ -266,17 +274,17 @@ def _weight(weight: Tensor, tile: Tile, kind: int) -> Any:
     return TensorDescriptor.from_tensor(weight.flatten(0, 1), [tile.columns, step])
 
 
-def _operand(kind: int, x: Tensor) -> tuple[Tensor, Tensor]:
+def _operand(kind: int, x: Tensor, launch: Launch) -> tuple[Tensor, Tensor]:
     """Activations as the products take them: encoded for FP8, else as they are."""
-    return encode(x) if kind == FP8 else (x, x)
+    return encode(x, launch) if kind == FP8 else (x, x)
 
 
-def encode(x: Tensor) -> tuple[Tensor, Tensor]:
+def encode(x: Tensor, launch: Launch) -> tuple[Tensor, Tensor]:
     """`srt.layers.quant.fp8.encode_tokens` in one kernel, for a K that divides by 128."""
     rows, width = x.shape
     codes = torch.empty(rows, width, dtype=E4M3, device=x.device)
     scales = torch.empty(rows, width // BLOCK, dtype=torch.float32, device=x.device)
     dispatch.encode_kernel[-(-rows // ENCODE_ROWS), width // BLOCK](
-        x, x.stride(0), codes, scales, rows, K=width, ROWS=ENCODE_ROWS
+        x, x.stride(0), codes, scales, rows, K=width, ROWS=ENCODE_ROWS, **launch
     )
     return codes, scales

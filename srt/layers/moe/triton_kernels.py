@@ -2,7 +2,7 @@
 
 Columns of a product are (token, expert) pairs of one expert, rows are outputs: W X^T. So the weights are the operand
 that may come from registers, where NVFP4 is decoded, and a tile of 8 or 16 pairs is enough for the matrix units. Every
-sum over K is float32. Which pairs a program computes, `srt/layers/moe/triton_schedule.py` says.
+sum over K is float32. Which pairs a program computes, `srt/layers/moe/triton_dispatch.py` says.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from srt.layers.cuda.jit import jit
+from srt.layers.cuda.launch import take_over
 
 PLAIN = tl.constexpr(0)
 FP8 = tl.constexpr(1)
@@ -220,12 +221,13 @@ def gate_up_kernel(
     pairs: tl.tensor, limit: tl.tensor, EXPERTS: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
     TOP_K: tl.constexpr, CLAMP: tl.constexpr, KIND: tl.constexpr, MODE: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, STEP: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, JOINED: tl.constexpr,
-    SHARES: tl.constexpr,
+    SHARES: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """inner[position] = min(silu(gate), limit) * clamp(up, -limit, limit), for this program's pairs and columns.
 
     With several shares of K: inner[share, position] = gate, up in float32, for `activate_kernel`.
     """
+    take_over(PDL)
     expert, position, mine, slots = block_of(
         tl.program_id(1), order, starts, block_expert, block_row, pairs, MODE, ROWS
     )
@@ -289,9 +291,10 @@ def down_kernel(
     order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor, pairs: tl.tensor,
     EXPERTS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, KIND: tl.constexpr, MODE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr,
-    JOINED: tl.constexpr,
+    JOINED: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """out[pair] = down(inner[position]): back in the order of tokens, not yet weighted."""
+    take_over(PDL)
     expert, position, mine, slots = block_of(
         tl.program_id(1), order, starts, block_expert, block_row, pairs, MODE, ROWS
     )
@@ -333,7 +336,7 @@ def down_kernel(
 @jit(do_not_specialize=["pairs"])
 def activate_kernel(
     parts: tl.tensor, inner: tl.tensor, pairs: tl.tensor, limit: tl.tensor, WIDTH: tl.constexpr,
-    SHARES: tl.constexpr, CLAMP: tl.constexpr, COLUMNS: tl.constexpr,
+    SHARES: tl.constexpr, CLAMP: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """inner[position] from the shares of gate and up that `gate_up_kernel` left, added in their order."""
     position = tl.program_id(0)
@@ -341,6 +344,7 @@ def activate_kernel(
     inside = columns < WIDTH
     gate = tl.zeros((COLUMNS,), tl.float32)
     up = tl.zeros((COLUMNS,), tl.float32)
+    take_over(PDL)
     for share in tl.static_range(SHARES):
         part = parts + (share * pairs + position).to(tl.int64) * (2 * WIDTH) + columns
         gate += tl.load(part, mask=inside, other=0.0)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from srt.layers.gpu import Gpu
-from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
+from srt.layers.moe.contract import ExpertShape, PackedExperts, Route, StoredExperts
 from srt.layers.moe.shared import PlainShared
 from srt.layers.moe.trtllm_layout import (
     block_major,
@@ -94,8 +94,8 @@ class TrtllmExperts(PlainShared):
                 tensors = _pack_bf16(experts, shape)
         return PackedExperts(shape, tensors)
 
-    def run_with_shared(self, hidden: Tensor, choice: Choice, experts: PackedExperts, shared: PackedExperts) -> Tensor:
-        return self.run(hidden, choice, experts) + self.run_shared(hidden, shared)
+    def run_with_shared(self, hidden: Tensor, route: Route, experts: PackedExperts, shared: PackedExperts) -> Tensor:
+        return self.run(hidden, route(), experts) + self.run_shared(hidden, shared)
 
     def run(self, hidden: Tensor, choice: Choice, experts: PackedExperts) -> Tensor:
         shape = experts.shape

@@ -19,7 +19,7 @@ import torch
 from srt.configs.memory import record_sizes
 from srt.configs.startup_table import human
 from srt.messages import StepPlan
-from srt.worker.device.layout import layout_of, upload
+from srt.worker.device.layout import layout_of, packed_for
 from srt.worker.device.passes import Passed, Passes
 from srt.worker.device.rows import DeviceOutcome
 
@@ -54,8 +54,7 @@ class Record:
         layout = self.passed.step.layout
         missing = len(layout.rows) - len(rows)
         columns = [np.array(rows + [nobody] * missing), np.array(drafts + [0] * missing)]
-        for target, column in zip((layout.rows, layout.drafts), upload(columns, layout.rows.device), strict=True):
-            target.copy_(column)
+        layout.changing.copy_(packed_for(columns, layout.rows.device), non_blocking=True)
 
 
 class Graphs:

@@ -26,14 +26,16 @@ class Layout:
     A row has `widths` tokens: `counts` that it knows, and `drafts` guesses behind them if it samples.
     """
 
+    changing: Tensor
+    """[R + E] memory of `rows` and `drafts`: what may be written between steps, in one copy."""
     rows: Tensor
-    """[R] row numbers; may be written between steps."""
+    """[R] row numbers."""
     counts: Tensor
     """[R]."""
     widths: Tensor
     """[R]."""
     drafts: Tensor
-    """[E] guesses that may be checked; may be written between steps, up to what the widths have room for."""
+    """[E] guesses that may be checked, up to what the widths have room for."""
     emits: Tensor
     """[E] which of the R rows sample."""
     token_rows: Tensor
@@ -89,10 +91,9 @@ def layout_of(rows: Ints, counts: Ints, emits: NDArray[np.bool_], drafts: Ints, 
     wanted_offsets = offsets_within(logits)
     firsts = np.cumsum(logits) - logits
     columns = [
-        rows,
+        np.concatenate([rows, drafts]),
         counts,
         widths,
-        drafts,
         emitting,
         np.repeat(np.arange(len(rows)), widths),
         offsets_within(widths),
@@ -102,13 +103,15 @@ def layout_of(rows: Ints, counts: Ints, emits: NDArray[np.bool_], drafts: Ints, 
         wanted_offsets,
         firsts,
     ]
-    (rows_, counts_, widths_, drafts_, emits_, token_rows, offsets, starts_, wanted, wanted_rows, places, firsts_) = (
-        upload(columns, device)
+    (changing, counts_, widths_, emits_, token_rows, offsets, starts_, wanted, wanted_rows, places, firsts_) = upload(
+        columns, device
     )
+    rows_, drafts_ = changing.split([len(rows), len(drafts)])
     return Layout(
-        rows=rows_, counts=counts_, widths=widths_, drafts=drafts_, emits=emits_, token_rows=token_rows,
-        offsets=offsets, query_starts=starts_.int(), wanted=wanted, wanted_rows=wanted_rows, wanted_offsets=places,
-        firsts=firsts_, query_starts_list=starts.tolist(), host_emits=emitting, host_drafts=drafts,
+        changing=changing, rows=rows_, counts=counts_, widths=widths_, drafts=drafts_, emits=emits_,
+        token_rows=token_rows, offsets=offsets, query_starts=starts_.int(), wanted=wanted, wanted_rows=wanted_rows,
+        wanted_offsets=places, firsts=firsts_, query_starts_list=starts.tolist(), host_emits=emitting,
+        host_drafts=drafts,
     )  # fmt: skip
 
 
@@ -121,13 +124,15 @@ def layout_of_plan(plan: StepPlan, device: torch.device) -> Layout:
 
 def upload(columns: Sequence[Ints], device: torch.device) -> tuple[Tensor, ...]:
     """Several columns of int64 in one copy that the host does not wait for."""
-    packed = torch.from_numpy(np.concatenate(columns))
-    sizes = [len(column) for column in columns]
-    if device.type == "cuda":
-        packed = packed.pin_memory()
-    packed = packed.to(device, non_blocking=True)
-    columns_: tuple[Tensor, ...] = packed.split(sizes)
+    packed = packed_for(columns, device).to(device, non_blocking=True)
+    columns_: tuple[Tensor, ...] = packed.split([len(column) for column in columns])
     return columns_
+
+
+def packed_for(columns: Sequence[Ints], device: torch.device) -> Tensor:
+    """Several columns of int64 behind each other on the host, where a copy to this device needs no waiting."""
+    packed = torch.from_numpy(np.concatenate(columns))
+    return packed.pin_memory() if device.type == "cuda" else packed
 
 
 def offsets_within(counts: Ints) -> Ints:

@@ -54,10 +54,16 @@ class Passes:
         """Layout of the guesses behind a step with this layout; None if nothing is ever guessed."""
         return self.proposer.windows(layout)
 
-    def compute(self, layout: Layout, windows: Layout | None, images: PlacedFeatures | None = None) -> Passed:
-        """The main model over a layout's rows."""
+    def compute(
+        self,
+        layout: Layout,
+        windows: Layout | None,
+        images: PlacedFeatures | None = None,
+        kv_lens: list[int] | None = None,
+    ) -> Passed:
+        """The main model over a layout's rows; `kv_lens` are theirs where the host knows them."""
         step = self.rows.begin(layout)
-        hidden = self.model.forward(replace(step.batch, images=images), self.kv)
+        hidden = self.model.forward(replace(step.batch, images=images, kv_lens_list=kv_lens), self.kv)
         return Passed(step, hidden, windows)
 
     def logits(self, passed: Passed) -> Tensor:
@@ -83,7 +89,7 @@ class Passes:
         compiled then."""
         nobody, counts = np.array([self.rows.nobody]), np.array([min(tokens, self.rows.context_length)])
         layout = layout_of(nobody, counts, np.array([True]), np.zeros(1, np.int64), self.rows.device)
-        passed = self.compute(layout, self.windows(layout))
+        passed = self.compute(layout, self.windows(layout), kv_lens=counts.tolist())
         outcome = self.take_largest(passed)
         if draws:
             for filtered in (False, True):

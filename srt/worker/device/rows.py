@@ -233,4 +233,4 @@ class DeviceRows:
     def guess(self, rows: Tensor, offset: int, tokens: Tensor) -> None:
         """Put a guess for each of `rows` behind its known tokens and the `offset` guesses that are there."""
         self.tokens[rows, self.state[rows, 1] + offset] = tokens.int()
-        self.state[rows, 2] = offset + 1
+        self.guessed.index_fill_(0, rows, offset + 1)

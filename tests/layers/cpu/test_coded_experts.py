@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -67,10 +68,10 @@ def test_a_token_alone_equals_the_token_in_any_batch(kernels: Kernels, dtype: to
     gate_up, down = random(1, 48, 160, dtype=dtype), random(1, 160, 24, dtype=dtype)
     shared = pack_plain(runner_of(kernels, dtype), gate_up, down)
     x, choice = random(137, 160, dtype=dtype), ragged_choice(137, 6, 3)
-    whole = runner.run_with_shared(x, choice, packed, shared)
+    whole = runner.run_with_shared(x, lambda: choice, packed, shared)
     for size in (1, 2, 5, 37, 100):
         pieces = zip(*(torch.split(t, size) for t in (x, choice.ids, choice.weights)), strict=True)
-        parts = [runner.run_with_shared(a, Choice(b, c), packed, shared) for a, b, c in pieces]
+        parts = [runner.run_with_shared(a, partial(Choice, b, c), packed, shared) for a, b, c in pieces]
         assert torch.equal(torch.cat(parts), whole), f"batches of {size}"
 
 
@@ -85,8 +86,10 @@ def test_the_shared_expert_is_plain_and_added(kernels: Kernels, name: str) -> No
     x, choice = random(11, 64), ragged_choice(11, 4, 2)
     routed = runner.pack(stored, shape)
     nothing = Choice(torch.full((11, 1), 4, dtype=torch.int32), torch.ones(11, 1))
-    alone = runner.run_with_shared(x, nothing, routed, shared)
-    assert_close(runner.run_with_shared(x, choice, routed, shared), (runner.run(x, choice, routed) + alone).double())
+    alone = runner.run_with_shared(x, lambda: nothing, routed, shared)
+    assert_close(
+        runner.run_with_shared(x, lambda: choice, routed, shared), (runner.run(x, choice, routed) + alone).double()
+    )
 
 
 @pytest.mark.parametrize("name", ["bf16", *FORMATS])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -68,7 +70,7 @@ def test_the_shared_expert_is_added_with_its_own_width_and_limit(
     x, choice = random(29, 40, dtype=dtype), _choice(29, 6, 2)
     runner = CpuExperts(Plain(torch.float32), kernels)
     packed, shared = pack_plain(runner, gate_up, down), pack_plain(runner, shared_gate_up, shared_down, 0.4)
-    result = runner.run_with_shared(x, choice, packed, shared)
+    result = runner.run_with_shared(x, lambda: choice, packed, shared)
     expected = _expected(x, choice, gate_up, down, None) + _one(x, shared_gate_up[0], shared_down[0], 0.4)
     assert_close(result, expected)
 
@@ -91,10 +93,10 @@ def test_a_token_alone_equals_the_token_in_any_batch(kernels: Kernels, dtype: to
     runner = CpuExperts(Plain(torch.float32), kernels)
     packed = pack_plain(runner, gate_up, down)
     shared = pack_plain(runner, *_weights(1, 48, 96, dtype))
-    whole = runner.run_with_shared(x, choice, packed, shared)
+    whole = runner.run_with_shared(x, lambda: choice, packed, shared)
     for size in (1, 2, 5, 37, 100):
         pieces = zip(*(torch.split(t, size) for t in (x, choice.ids, choice.weights)), strict=True)
-        parts = [runner.run_with_shared(a, Choice(b, c), packed, shared) for a, b, c in pieces]
+        parts = [runner.run_with_shared(a, partial(Choice, b, c), packed, shared) for a, b, c in pieces]
         assert torch.equal(torch.cat(parts), whole), f"batches of {size}"
 
 

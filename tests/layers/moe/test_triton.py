@@ -15,7 +15,7 @@ from torch import Tensor
 
 from srt.layers.gpu import Gpu
 from srt.layers.moe.contract import ExpertShape, PackedExperts
-from srt.layers.moe.triton_experts import TritonExperts, encode, schedule
+from srt.layers.moe.triton_experts import BY_ITSELF, TritonExperts, encode, schedule
 from srt.layers.moe.triton_packing import FOLDED, encode_scales, encode_words
 from srt.layers.moe.triton_tiles import tiles_for
 from srt.layers.ops import Choice
@@ -125,12 +125,12 @@ def test_a_recorded_graph_waits_for_nothing_and_gives_what_running_gives(name: s
     packed = runner.pack(lopsided(weights, shape), shape)
     shared = runner.pack_shared(lopsided(Plain(torch.bfloat16), alone), alone)
     x, choice = torch.randn(tokens, 512, device=DEVICE).bfloat16(), ragged_choice(tokens, 64, 4)
-    runner.run_with_shared(x, choice, packed, shared)
+    runner.run_with_shared(x, lambda: choice, packed, shared)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     # A call that waits for the GPU ends the recording with an error.
     with torch.cuda.graph(graph):
-        found = runner.run_with_shared(x, choice, packed, shared)
+        found = runner.run_with_shared(x, lambda: choice, packed, shared)
     for _ in range(3):
         another = ragged_choice(tokens, 64, 4)
         choice.ids.copy_(another.ids)
@@ -138,7 +138,7 @@ def test_a_recorded_graph_waits_for_nothing_and_gives_what_running_gives(name: s
         x.normal_()
         found.fill_(float("nan"))
         graph.replay()
-        assert torch.equal(found, runner.run_with_shared(x, choice, packed, shared))
+        assert torch.equal(found, runner.run_with_shared(x, lambda: choice, packed, shared))
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp8", "nvfp4"])
@@ -170,7 +170,7 @@ def test_the_shared_expert_is_added_before_the_one_rounding(tokens: int, hidden:
     experts, shared, choice = lopsided(weights, shape), lopsided(weights, alone), ragged_choice(tokens, 4, 2)
     x = torch.randn(tokens, hidden, device=DEVICE).bfloat16()
     runner = runner_of(weights)
-    found = runner.run_with_shared(x, choice, runner.pack(experts, shape), runner.pack_shared(shared, alone))
+    found = runner.run_with_shared(x, lambda: choice, runner.pack(experts, shape), runner.pack_shared(shared, alone))
     one = Choice(torch.zeros(tokens, 1, dtype=torch.int32, device=DEVICE), torch.ones(tokens, 1, device=DEVICE))
     expected = truth(experts, shape, weights, x, choice) + truth(shared, alone, weights, x, one)
     assert error(found, expected) < 1e-2
@@ -227,7 +227,7 @@ def test_activations_are_encoded_to_the_same_bits_as_by_the_reference() -> None:
     x = torch.randn(13, 384, device=DEVICE) * torch.logspace(-30, 30, 13, device=DEVICE)[:, None]
     x[3], x[5, 128:256] = 0.0, 0.0
     for values in (x, x.bfloat16(), torch.randn(9, 512, device=DEVICE)[:, 100:356]):
-        codes, scale = encode(values)
+        codes, scale = encode(values, BY_ITSELF)
         for expected_codes, expected_scale in (encode_tokens(values), encode_tokens(values.cpu())):
             assert torch.equal(scale.cpu(), expected_scale.cpu())
             assert torch.equal(codes.cpu().view(torch.uint8), expected_codes.cpu().view(torch.uint8))
@@ -275,7 +275,7 @@ def test_every_number_of_pairs_has_tiles_whose_steps_fit_the_format(kind: int, p
 @pytest.mark.parametrize("rows", [16, 32])
 def test_every_pair_is_scheduled_once_in_order_and_with_pairs_of_its_expert(tokens: int, rows: int) -> None:
     ids = ragged_choice(tokens, 9, 3).ids.clamp(max=7)
-    plan = schedule(ids, 7, rows)
+    plan = schedule(ids, 7, rows, BY_ITSELF)
     flat, seen = ids.flatten(), list[int]()
     for expert, row in zip(plan.block_expert.tolist(), plan.block_row.tolist(), strict=True):
         if expert < 7:

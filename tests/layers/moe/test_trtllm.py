@@ -202,7 +202,7 @@ def test_the_shared_expert_and_an_empty_batch_go_through_as_well() -> None:
     packed, packed_shared = runner.pack(experts, shape), runner.pack_shared(shared, alone)
     one = Choice(torch.zeros(TOKENS, 1, dtype=torch.int32), torch.ones(TOKENS, 1))
     expected = expected_of("bf16", experts, shape, x, choice) + truth(shared, alone, Plain(), x, one)
-    assert error(runner.run_with_shared(x, choice, packed, packed_shared), expected) < 1e-2
+    assert error(runner.run_with_shared(x, lambda: choice, packed, packed_shared), expected) < 1e-2
     nothing = Choice(choice.ids[:0], choice.weights[:0])
     assert runner.run(x[:0], nothing, packed).shape == (0, HIDDEN)
 

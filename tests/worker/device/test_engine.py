@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from srt.configs.plan import DraftTraits
 from srt.errors import ProcessLost
@@ -21,6 +19,7 @@ from srt.worker.device.mtp import DeviceWindows
 from srt.worker.device.runner import DeviceRunner
 from srt.worker.startup import Pick, Picks, _recordable, reference_backends
 from tests.support.checkpoints import write_checkpoint
+from tests.support.dictation import Dictated, draft_kv
 from tests.support.steps import GREEDY, MTP, NO_DRAFTS, Steps, plan_for, random_ids
 
 CPU = torch.device("cpu")
@@ -95,33 +94,6 @@ def test_log_probabilities_are_those_of_the_host(checkpoint: Path, tmp_path: Pat
     np.testing.assert_allclose(told[1], told[0], atol=1e-5)
 
 
-class Dictated:
-    """Stands where modules choose their guesses: of each step's, the first so many are right."""
-
-    def __init__(self, runner: DeviceRunner, truth: list[int], vocab: int, rights: list[int]) -> None:
-        self.runner, self.truth, self.vocab = runner, truth, vocab
-        self.rights = cycle(rights)
-        self.offset = 0
-        self.right = 0
-
-    def sample_greedy(self, logits: Tensor) -> Tensor:
-        if self.offset == 0:
-            self.right = next(self.rights)
-        at = int(self.runner.rows.known[0]) + self.offset
-        token = self.truth[at] if at < len(self.truth) else 0
-        wrong = self.offset >= self.right
-        self.offset = (self.offset + 1) % MTP.modules
-        return torch.tensor([(token + wrong) % self.vocab])
-
-
-def draft_kv(steps: Steps, row: int, positions: int) -> list[Tensor]:
-    proposer = steps.runner.proposer
-    assert isinstance(proposer, DeviceWindows)
-    size = steps.plan.page_size
-    slots = [steps.pages[row][2][p // size] * size + p % size for p in range(positions)]
-    return [memory.flatten(0, 1)[slots] for layer in proposer._kv for memory in (layer.k, layer.v)]
-
-
 @pytest.mark.parametrize("rights", [[0], [3], [0, 3, 1, 2, 0, 0, 2]])
 @pytest.mark.parametrize(("page_size", "chunk"), [(16, None), (4, 7)])
 def test_draft_memory_on_the_device_equals_that_of_one_pass_whatever_was_accepted(
@@ -135,7 +107,9 @@ def test_draft_memory_on_the_device_equals_that_of_one_pass_whatever_was_accepte
     steps = Steps(plan, tmp_path, picks=on_device())
     runner = steps.runner
     assert isinstance(runner, DeviceRunner) and isinstance(runner.proposer, DeviceWindows)
-    runner.proposer._ops = Dictated(runner, truth, plan.model.vocab_size, rights)  # type: ignore[assignment]
+    rows, kv = runner.rows, runner.proposer._kv
+    dictated = Dictated(lambda: int(rows.known[0]), truth, plan.model.vocab_size, rights)
+    runner.proposer._ops = dictated  # type: ignore[assignment]
     steps.add(0, prompt)
     steps.prefill(0, chunk)
     steps.generate(0, count, drafts=3)
@@ -146,7 +120,7 @@ def test_draft_memory_on_the_device_equals_that_of_one_pass_whatever_was_accepte
     steps.add(1, known)
     steps.prefill(1)
     final = len(known) - MTP.modules
-    for told, whole in zip(draft_kv(steps, 0, final), draft_kv(steps, 1, final), strict=True):
+    for told, whole in zip(draft_kv(steps, kv, 0, final), draft_kv(steps, kv, 1, final), strict=True):
         torch.testing.assert_close(told, whole, atol=2e-5, rtol=2e-5)
 
 
