@@ -37,6 +37,7 @@ from srt.weights.files import RandomWeights, Source
 from srt.weights.load import LoadReport, load
 from srt.weights.rules import RuleBook
 from srt.worker.device.careful import HostRows
+from srt.worker.device.footprint import footprint
 from srt.worker.device.mtp import DeviceProposer, DeviceWindows, NoDeviceGuesses
 from srt.worker.device.passes import Passes
 from srt.worker.device.rows import DeviceRows
@@ -259,7 +260,18 @@ def start(
     if compiling is not None:
         facts["compiled kernels"] = compiling.result()
         ended("compiled kernels")
-    return Started(engine, facts, memory, shelf)
+    return Started(engine, facts, memory | _working_memory(engine, plan, device, ended), shelf)
+
+
+def _working_memory(
+    engine: Engine, plan: RuntimePlan, device: torch.device, ended: Callable[[str], None]
+) -> dict[str, int]:
+    """On a GPU, what the largest step takes, and what else is there for it."""
+    if device.type != "cuda" or not isinstance(engine, DeviceRunner):
+        return {}
+    found = footprint(engine, plan.chunked_prefill_size, plan.drafting.drafts, plan.device.memory_bytes)
+    ended("largest step")
+    return found
 
 
 @dataclass(frozen=True)

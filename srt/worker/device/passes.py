@@ -103,6 +103,18 @@ class Passes:
         if self.rows.device.type == "cuda":
             torch.cuda.synchronize()
 
+    def rehearse_largest(self, chunk: int, drafts: int) -> None:
+        """Compute the largest step that may come: a chunk of a prompt, a token of every row with guesses behind it, all
+        drawn from."""
+        nobody = self.rows.nobody
+        counts = np.array([chunk] + [1] * nobody)
+        guesses = np.array([0] + [drafts] * nobody)
+        layout = layout_of(np.full(nobody + 1, nobody), counts, counts > 0, guesses, self.rows.device)
+        passed = self.compute(layout, self.windows(layout))
+        outcome = self.draw(passed, filtered=True)
+        if passed.windows is not None:
+            self.guess(outcome, passed)
+
     def guess(self, outcome: DeviceOutcome, passed: Passed) -> None:
         """Guess behind a step."""
         assert passed.windows is not None, "without windows nothing is guessed"
