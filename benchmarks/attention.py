@@ -1,6 +1,7 @@
 """Time attention on a GPU, KV write included, beside the least time that its bytes or products need.
 
     python -m benchmarks.attention --out results.jsonl          # every case that the time allows, default page size
+    python -m benchmarks.attention --only prompt --kv bf16 --backends triton,flashinfer
     python -m benchmarks.attention --tune                       # ways to cut prompts, the best of each case last
 
 Shapes are Step-3.7's: 64 query heads with full attention, 96 with a window of 512, 8 key heads of 128. Decodes are
@@ -15,7 +16,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor
 from benchmarks.moe import gpu_context, integers, seconds
 from benchmarks.report import append, context
 from srt.layers.attention.contract import AttentionBackend, AttentionSpec
+from srt.layers.attention.flashinfer import FlashInfer, FlashInferAttention, Shape, refusal
 from srt.layers.attention.reference import ReferenceAttention
 from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.cuda.attention import Tiling, TritonAttention
@@ -225,21 +227,40 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     ]
 
 
-def backends(args: argparse.Namespace) -> Iterator[tuple[str, AttentionBackend]]:
-    """Those that were asked for and are there."""
-    for name in args.backends.split(","):
-        if name == "triton":
-            yield name, TritonAttention(current_gpu())
-        else:
-            raise SystemExit(f"--backends {name}: there is only triton")
+def backend_of(name: str, kv: str, wait_s: float) -> AttentionBackend | str:
+    """A backend ready to attend, or why it is not there."""
+    gpu = current_gpu()
+    if name == "triton" or gpu is None:
+        return TritonAttention(gpu)
+    if name != "flashinfer":
+        raise SystemExit(f"--backends {name}: there are triton and flashinfer")
+    shape = Shape(torch.bfloat16, DTYPES[kv], frozenset({SIZE}), frozenset({False, True}))
+    refused = refusal(shape, gpu)
+    if refused is not None:
+        return refused
+    begun, library = time.perf_counter(), FlashInfer(gpu, shape)
+    library.thread.join(wait_s)
+    print(f"flashinfer: {library.failed or 'ready'} after {time.perf_counter() - begun:.1f} s", flush=True)
+    if not library.ready:
+        return library.failed or f"not compiled within {wait_s:.0f} s; what is compiled is kept for the next time"
+    return FlashInferAttention(gpu, library)
 
 
 def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Each backend over all cases, while there is time."""
-    begun, results, skipped = time.perf_counter(), [], list[str]()
-    for name, backend in backends(args):
-        for (page, kv), group in itertools.groupby(cases_of(args), lambda case: (case.page, case.kv)):
-            cases = list(group)
+    results, skipped = [], list[str]()
+    for name, kv in itertools.product(args.backends.split(","), args.kv.split(",")):
+        backend = backend_of(name, kv, args.wait_s)
+        if isinstance(backend, str):
+            print(f"{name}, {kv}: not timed: {backend}", flush=True)
+            continue
+        begun = time.perf_counter()
+        for page in args.pages:
+            cases = [case for case in cases_of(args) if (case.page, case.kv) == (page, kv)]
+            if name == "flashinfer":
+                cases = [case for case in cases if case.prompt]  # it gives all others to Triton
+            if not cases:
+                continue
             worst = check(backend, cases)
             print(f"{name}, page {page}, {kv}: relative error {worst:.1e}", flush=True)
             for case in cases:
@@ -331,11 +352,14 @@ def tried(inputs: Inputs, tiling: Tiling) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backends", default="triton", help="of triton (default %(default)s)")
+    parser.add_argument("--backends", default="triton", help="of triton, flashinfer (default %(default)s)")
     parser.add_argument("--only", choices=("prompt", "decode"), help="prompts or decodes alone")
     parser.add_argument("--pages", type=integers, default=[16], help="page sizes (default 16)")
     parser.add_argument("--kv", default="bf16,fp8", help="of bf16, fp8 (default %(default)s)")
-    parser.add_argument("--budget-s", type=float, default=28.0, help="begin no case after it (default %(default)s)")
+    parser.add_argument(
+        "--budget-s", type=float, default=12.0, help="begin no case of a backend after it (default %(default)s)"
+    )
+    parser.add_argument("--wait-s", type=float, default=240.0, help="for FlashInfer's kernels (default %(default)s)")
     parser.add_argument("--tune", action="store_true", help="try ways to cut prompts")
     parser.add_argument("--best", type=int, default=3, help="ways that --tune prints for a case (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=16, help="compilations at once (default %(default)s)")

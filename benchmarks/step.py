@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from srt.configs.models import checkpoint_directory, read_facts
 from srt.configs.plan import RuntimePlan
 from srt.configs.resolve import resolve
 from srt.configs.server import ServerConfig
+from srt.layers.attention.contract import COMPILING
 from srt.layers.gpu import current_gpu
 from srt.messages import PageUpdate, RowStart, SamplingSpec, StepPlan
 from srt.worker.device.runner import DeviceRunner
@@ -157,7 +159,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, default=1.0, help="of all rows (default %(default)s)")
     parser.add_argument("--top-k", type=int, default=0, help="of all rows (default: all)")
     parser.add_argument("--context-length", type=int, help="longest request (default: the checkpoint's)")
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="planned and measured bytes of each part (--batch '': of a whole server)",
+    )
     parser.add_argument("--eager", action="store_true", help="without CUDA graphs")
+    parser.add_argument("--attention-backend", default="auto", help="as of a server (default %(default)s)")
     parser.add_argument("--profile", type=Path, help="write time by kernel of eight decode steps of each batch here")
     parser.add_argument("--out", type=Path, help="append the result to this file of JSON lines")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -168,10 +176,12 @@ def bring_up(args: argparse.Namespace, directory: Path) -> tuple[RuntimePlan, St
     """Plan and start a worker; seconds that it took."""
     begun = time.perf_counter()
     path = args.model_path or str(write_preset(directory / "model", args.preset, args.format, mtp=args.mtp))
+    rows = max(args.batch, default=None if args.memory else 1)
     server = ServerConfig(
         model_path=path, dtype=args.dtype, load_format="dummy" if args.preset else args.load_format,
-        max_running_requests=max(args.batch, default=1), context_length=args.context_length, device=args.device,
+        max_running_requests=rows, context_length=args.context_length, device=args.device,
         speculative_algorithm="mtp" if args.mtp else None, random_seed=args.seed,
+        attention_backend=args.attention_backend,
     )  # fmt: skip
     device = read_device(args.device)
     facts = read_facts(checkpoint_directory(path), announced=bool(args.preset))
@@ -189,6 +199,26 @@ def bring_up(args: argparse.Namespace, directory: Path) -> tuple[RuntimePlan, St
     return plan, started, time.perf_counter() - begun
 
 
+def memory(plan: RuntimePlan, started: Started) -> list[tuple[str, str]]:
+    """Planned and measured bytes of each part; steps are recorded by now."""
+    measured = dict(started.memory)
+    if isinstance(started.runner, DeviceRunner) and started.runner.graphs is not None:
+        measured["graphs"] = started.runner.graphs.bytes
+    rows = []
+    for part, planned in plan.memory.items():
+        found = measured.get(part)
+        off = "not measured" if found is None else f"measured {found / 2**20:10.1f} MiB, {found / planned - 1:+7.2%}"
+        rows.append((part, f"planned {planned / 2**20:10.1f} MiB, {off}"))
+    rows.append(
+        ("sum", f"planned {sum(plan.memory.values()) / 2**20:10.1f} MiB of {plan.device.memory_bytes / 2**20:.1f}")
+    )
+    if plan.device.device == "cuda":
+        free, whole = torch.cuda.mem_get_info()
+        reserved = torch.cuda.memory_reserved()
+        rows.append(("left", f"{free / 2**20:.1f} MiB of {whole / 2**20:.1f}; torch holds {reserved / 2**20:.1f}"))
+    return rows
+
+
 def main() -> int:
     """Command line entry."""
     args = parse()
@@ -199,9 +229,14 @@ def main() -> int:
         started.runner.graphs.keep(args.batch, draws=args.temperature > 0)
     while started.runner.unprepared:
         started.runner.prepare()
+    for thread in threading.enumerate():
+        if thread.name == COMPILING:
+            thread.join()
     rows = [("dtype, threads", f"{plan.dtype}, {plan.worker_threads}"), ("start", f"{took_s:.1f} s")]
     rows.append(("recording", f"{time.perf_counter() - recording:.1f} s"))
     rows += list(started.facts.items())
+    if args.memory:
+        rows += memory(plan, started)
     engine = Engine(plan, started.runner, args.seed)
     engine.sampling = SamplingSpec(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
     result = measure(engine, args)

@@ -199,7 +199,9 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                request_id = scope.setdefault(REQUEST_ID, uuid.uuid4().hex).encode()
+                if REQUEST_ID not in scope:
+                    scope[REQUEST_ID] = uuid.uuid4().hex
+                request_id = scope[REQUEST_ID].encode()
                 names = dict.fromkeys((b"x-request-id", dialect.id_header))
                 named = [(name, request_id) for name in names]
                 message["headers"] = [*message.get("headers", ()), *named, *shared]

@@ -19,7 +19,10 @@ class Server(Protocol):
     """What answers requests."""
 
     async def post(self, path: str, body: Any) -> Response:
-        """One whole answer; error statuses are answers too. Raises: OSError or ProcessLost if nobody answers."""
+        """One whole answer; error statuses are answers too.
+
+        Raises: aiohttp.ClientError, TimeoutError or ProcessLost if nobody answers.
+        """
         ...
 
     def stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:

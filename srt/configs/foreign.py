@@ -83,7 +83,6 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     # --- backends and devices ---
     _refused(
         CHOSEN,
-        "--attention-backend",
         "--prefill-attention-backend",
         "--decode-attention-backend",
         "--mm-attention-backend",

@@ -185,10 +185,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
     watchdog_timeout: Annotated[
         float,
         Option(
-            LIMITS,
-            "A process that is silent, or in one step, for so long ends the server.",
-            unit="seconds",
-            minimum=1,
+            LIMITS, "A process that is silent, or in one step, for so long ends the server.", unit="seconds", minimum=1
         ),
     ] = 300.0
 
@@ -331,6 +328,10 @@ class ServerConfig(msgspec.Struct, frozen=True):
             choices=("auto", "native", "flashinfer_trtllm", "flashinfer_cutlass", "triton", "reference"),
         ),
     ] = "auto"
+    attention_backend: Annotated[
+        str,
+        Option(EXECUTION, "What computes attention.", choices=("auto", "triton", "flashinfer", "reference")),
+    ] = "auto"
     disable_overlap_schedule: Annotated[
         bool,
         Option(
@@ -413,9 +414,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
     incremental_streaming_output: Annotated[
         bool,
         Option(
-            NETWORK,
-            "Events of a streamed /generate carry what is new, not all so far.",
-            aliases=("--stream-output",),
+            NETWORK, "Events of a streamed /generate carry what is new, not all so far.", aliases=("--stream-output",)
         ),
     ] = False
 

@@ -29,6 +29,7 @@ from srt.configs.plan import RuntimePlan
 from srt.errors import SrtError
 from srt.heartbeat import PID, Board, Heartbeat, process_name
 from srt.launch import PLAN
+from srt.launch.gpu import wake
 from srt.messages import Fatal, Phase
 from srt.wire import Outbox
 
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str], roles: Mapping[str, str] = ROLES) -> int:
     _obey_signals(heart)
     plan = msgspec.msgpack.decode((rundir / PLAN).read_bytes(), type=RuntimePlan)
     log.configure(name, plan.server.log_level, plan.server.log_format)
+    if role == "worker" and plan.device.device == "cuda":
+        wake(rank)
     context = zmq.Context()
     launch = Outbox(context, rundir, "launch")
     launch.send(Phase(role, rank, "interpreter", time.monotonic()))

@@ -137,7 +137,7 @@ class CompilingDesk:
             self._ready.append((owner, key))
         elif key in self._refusals:
             self._refusals.move_to_end(key)
-            self._fail(owner, constraint, self._refusals[key])
+            self._fail(owner, constraint, f"cannot be obeyed: {self._refusals[key]}", ErrorCode.INVALID_REQUEST)
         else:
             self._waiting[key] = {owner: constraint}
             self._pool.submit(key, constraint)
@@ -163,7 +163,7 @@ class CompilingDesk:
         if news.fault:
             del self._missing[news.key], self._sizes[news.key]
             self._files.remove(news.key)
-            self._refuse(news.key, news.fault)
+            self._fail_all(news.key, f"cannot be obeyed here: {news.fault}", ErrorCode.INTERNAL)
             return
         self._missing[news.key] -= 1
         if not self._missing[news.key]:
@@ -175,14 +175,16 @@ class CompilingDesk:
         self._refusals[key] = text
         if len(self._refusals) > REFUSALS_MAX:
             self._refusals.popitem(last=False)
-        for owner, constraint in self._waiting.pop(key).items():
-            self._fail(owner, constraint, text)
+        self._fail_all(key, f"cannot be obeyed: {text}", ErrorCode.INVALID_REQUEST)
 
-    def _fail(self, owner: str, constraint: Constraint, text: str) -> None:
+    def _fail_all(self, key: bytes, text: str, code: ErrorCode) -> None:
+        for owner, constraint in self._waiting.pop(key).items():
+            self._fail(owner, constraint, text, code)
+
+    def _fail(self, owner: str, constraint: Constraint, text: str, code: ErrorCode) -> None:
         self.release(owner)
         name = constraint.field or constraint.kind
-        error = ServingError(ErrorCode.INVALID_REQUEST, f"'{name}' cannot be obeyed: {text}", name)
-        self._failed.append((owner, error))
+        self._failed.append((owner, ServingError(code, f"'{name}' {text}", name)))
 
     def take(self) -> tuple[list[Ready], list[Fault]]:
         """Owners whose grammar is ready, with its key, and those that have failed, since the last time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,8 @@ from srt.messages import GrammarLoaded, ToGrammars
 from srt.wire import Inbox, Outbox
 
 POLL_MS: Final = 200
+
+log = logging.getLogger(__name__)
 
 
 class GrammarLoader:
@@ -33,7 +36,10 @@ class GrammarLoader:
         self._thread.join()
 
     def _serve(self) -> None:
-        self._shelf.open()
+        try:
+            self._shelf.open()
+        except Exception as error:  # a library that does not load; whoever wants a grammar of it is told
+            log.error("requests with constraints will fail, their library does not load: %s", _told(error))
         while not self._stopping.is_set():
             self._inbox.wait(POLL_MS)
             for message in self._inbox.drain():
@@ -42,9 +48,15 @@ class GrammarLoader:
         self._inbox.close()
 
     def _fault(self, key: bytes) -> str:
-        """Load a grammar: empty, or why it cannot be."""
+        """Load a grammar: empty, or why it cannot be. The thread outlives whatever the library does."""
         try:
             self._shelf.get(key)
         except GrammarError as error:
             return str(error)
+        except Exception as error:
+            return f"worker {self._rank} cannot load it: {_told(error)}"
         return ""
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -37,6 +37,7 @@ from srt.weights.files import RandomWeights, Source
 from srt.weights.load import LoadReport, load
 from srt.weights.rules import RuleBook
 from srt.worker.device.careful import HostRows
+from srt.worker.device.footprint import footprint
 from srt.worker.device.mtp import DeviceProposer, DeviceWindows, NoDeviceGuesses
 from srt.worker.device.passes import Passes
 from srt.worker.device.rows import DeviceRows
@@ -47,6 +48,8 @@ from srt.worker.grammars import RowGrammars, open_grammars
 from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
 from srt.worker.memory import kv_bytes_by_group, weight_bytes
+from srt.worker.pick import Pick as Pick  # for those who start workers
+from srt.worker.pick import choose_attention, compiled_attention
 from srt.worker.row_images import RowImages, TowerImages
 from srt.worker.rows import Rows
 from srt.worker.runner import Runner
@@ -69,6 +72,7 @@ ATTENTION: Final = {
     "reference": "srt.layers.attention.reference:ReferenceAttention",
     "native": "srt.layers.cpu.attention:CpuAttention",
     "triton": "srt.layers.cuda.attention:TritonAttention",
+    "flashinfer": "srt.layers.attention.flashinfer:attention_for",
 }
 ROWS: Final = {
     "device": "srt.worker.device.rows:DeviceRows",
@@ -80,13 +84,7 @@ DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KV_DTYPES: Final = {**DTYPES, "fp8_e4m3": torch.float8_e4m3fn}
 
 
-@dataclass(frozen=True)
-class Pick:
-    """A backend by its key in a registry, why it was taken, and what its class is made with."""
-
-    key: str
-    reason: str
-    arguments: tuple[object, ...] = ()
+ON_HOST: Final = Pick("host", "the model runs on the CPU")
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Picks:
     linear: Pick
     attention: Pick
     experts: Pick
-    engine: Pick = Pick("host", "the model runs on the CPU")
+    engine: Pick = ON_HOST
     """What keeps the rows and runs the steps."""
     rows: Pick | None = None
     """What keeps the rows on a device; None for what the engine brings."""
@@ -176,8 +174,10 @@ def _gpu_backends(picks: Picks) -> Picks:
 
 def _fitting(picks: Picks, plan: RuntimePlan) -> Picks:
     """Without backends that cannot compute this model."""
+    attention = choose_attention(picks.attention, plan, DTYPES[plan.dtype], KV_DTYPES[plan.kv_dtype])
+    picks = replace(picks, attention=attention)
     odd = [group.head_dim for group in plan.groups if group.head_dim < 16 or group.head_dim & (group.head_dim - 1)]
-    if picks.attention.key != "triton" or not odd:
+    if picks.attention.key not in ("triton", "flashinfer") or not odd:
         return picks
     return replace(picks, attention=Pick("reference", f"the Triton kernels take no heads of size {odd[0]}"))
 
@@ -191,7 +191,7 @@ def _recordable(picks: Picks, experts: Mapping[int, RunnerChoice]) -> Picks:
 
 
 def build(registry: dict[str, str], pick: Pick) -> Any:
-    """An instance of the class that a registry names, or that the pick names itself."""
+    """An instance of the class, or what the function makes, that a registry names, or that the pick names itself."""
     module, name = registry.get(pick.key, pick.key).split(":")
     return getattr(importlib.import_module(module), name)(*pick.arguments)
 
@@ -260,7 +260,18 @@ def start(
     if compiling is not None:
         facts["compiled kernels"] = compiling.result()
         ended("compiled kernels")
-    return Started(engine, facts, memory, shelf)
+    return Started(engine, facts, memory | _working_memory(engine, plan, device, ended), shelf)
+
+
+def _working_memory(
+    engine: Engine, plan: RuntimePlan, device: torch.device, ended: Callable[[str], None]
+) -> dict[str, int]:
+    """On a GPU, what the largest step takes, and what else is there for it."""
+    if device.type != "cuda" or not isinstance(engine, DeviceRunner):
+        return {}
+    found = footprint(engine, plan.chunked_prefill_size, plan.drafting.drafts, plan.device.memory_bytes)
+    ended("largest step")
+    return found
 
 
 @dataclass(frozen=True)
@@ -292,9 +303,10 @@ def passes_without_memory(built: Built) -> Passes:
     from srt.worker.device.ahead import META, Lookalike, fill, without_repeats
 
     plan, group = built.plan, Lookalike(built.group)
+    picks = replace(built.picks, attention=compiled_attention(built.picks.attention))
     text = without_repeats(built.config.text, built.formats)
     config = msgspec.structs.replace(built.config, text=text)
-    tools = _toolkit(built.picks, plan, group, built.experts)
+    tools = _toolkit(picks, plan, group, built.experts)
     family = FAMILIES[config.model_type]
     model = family.build(config, tools)
     draft = build_draft(plan, config, family, model, tools)

@@ -108,7 +108,7 @@ def test_every_flag_of_another_server_gets_its_own_sentence(name: str) -> None:
 
 
 def test_a_published_launch_line_is_answered_flag_by_flag() -> None:
-    words = ["--trust-remote-code", "--enable-metrics", "--max-model-len", "4096", "--attention-backend", "auto"]
+    words = ["--trust-remote-code", "--enable-metrics", "--max-model-len", "4096", "--sampling-backend", "auto"]
     parsed = parse_launch([*MODEL, "--tp", "8", *words])
     assert parsed.server.tp_size == 8
     assert parsed.server.context_length == 4096

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from srt.errors import ErrorCode
 from srt.grammar.errors import GrammarError
 from srt.grammar.shelf import GrammarFiles, key_of
 from srt.messages import Constraint, GrammarLoaded, GrammarRefused, GrammarStored, PrepareGrammar
@@ -110,14 +111,16 @@ def test_refusals_are_remembered_and_told_with_the_field(site: Site) -> None:
     assert len(site.pool.wanted) == 1
 
 
-def test_a_grammar_that_one_worker_cannot_load_is_refused(site: Site) -> None:
+def test_a_grammar_that_one_worker_cannot_load_is_an_error_of_the_server(site: Site) -> None:
     site.desk.begin("a", WORDS)
     key = site.store(WORDS)
     site.desk.hear(GrammarLoaded(key, 0, "it is broken"))
     site.desk.hear(GrammarLoaded(key, 1))
     _, [(owner, error)] = site.desk.take()
-    assert (owner, "it is broken" in error.text) == ("a", True)
+    assert (owner, error.code, "it is broken" in error.text) == ("a", ErrorCode.INTERNAL, True)
     assert not site.there(key)
+    site.desk.begin("b", WORDS)
+    assert site.desk.take() == ([], []), "the next request tries again"
 
 
 def test_who_leaves_before_its_grammar_is_ready_is_not_told(site: Site) -> None:

@@ -7,12 +7,15 @@ stands beside D.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 
 from srt.layers.batch import ForwardBatch, KVLayer
+
+COMPILING: Final = "compiling attention"
+"""Name of the thread in which a backend compiles what it can do without until then."""
 
 
 def one() -> Tensor:

@@ -179,3 +179,19 @@ def prompt_kernel(
         out + place[:, None] * SIZE + columns[None, :], (total * opened[:, None]).to(out.dtype.element_ty),
         mask=live[:, None],
     )  # fmt: skip
+
+
+@jit()
+def gate_kernel(
+    out: tl.tensor, gates: tl.tensor, gate_stride: tl.tensor, Q_HEADS: tl.constexpr, SIZE: tl.constexpr,
+    HEADS: tl.constexpr, PDL: tl.constexpr,
+) -> None:  # fmt: skip
+    """Some heads of one token, each times the sigmoid of its gate."""
+    token = tl.program_id(0).to(tl.int64)
+    heads, columns = tl.program_id(1) * HEADS + tl.arange(0, HEADS), tl.arange(0, SIZE)
+    there = heads < Q_HEADS
+    take_over(PDL)
+    gate = tl.load(gates + token * gate_stride + heads, mask=there, other=0.0).to(tl.float32)
+    at = out + (token * Q_HEADS + heads)[:, None] * SIZE + columns[None, :]
+    value = tl.load(at, mask=there[:, None], other=0.0)
+    tl.store(at, (value.to(tl.float32) / (1.0 + tl.exp(-gate))[:, None]).to(value.dtype), mask=there[:, None])

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from srt.configs.memory import record_sizes
+from srt.configs.startup_table import human
 from srt.messages import StepPlan
 from srt.worker.device.layout import layout_of, packed_for
 from srt.worker.device.passes import Passed, Passes
@@ -69,7 +70,7 @@ class Graphs:
         self._draws = True
         self._pool: Any = None
         self.bytes = 0
-        """What all records together hold."""
+        """What all records together took of the GPU's memory."""
 
     @property
     def left(self) -> int:
@@ -112,7 +113,6 @@ class Graphs:
     def record_next(self) -> None:
         """Record one more step, or, when all are, one more's draws. Waits for the device; takes some tens of
         milliseconds."""
-        before = torch.cuda.memory_allocated()
         if self._left:
             size, drafts = self._left.pop(0)
             record = self._record(size, drafts)
@@ -124,7 +124,8 @@ class Graphs:
             record.load([], [], self._passes.rows.nobody)  # whose rows it was played for last, may be in use
             record.run_pass()
             record.drawn = self._ending(record.passed, lambda: self._passes.draw(record.passed, filtered=True))
-        self.bytes += torch.cuda.memory_allocated() - before
+        if not self.left:
+            log.info("%d kinds of steps are recorded, which take %s", len(self._records), human(self.bytes))
 
     def _record(self, size: int, drafts: int) -> Record:
         passes, rows = self._passes, self._passes.rows
@@ -151,8 +152,10 @@ class Graphs:
 
     def _captured(self, work: Callable[[], Any]) -> tuple[Replay, Any]:
         """Record what `work` enqueues; returns how to play it back, and what it returned."""
+        free, _ = torch.cuda.mem_get_info()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             left: Any = work()
         self._pool = graph.pool()
+        self.bytes += free - torch.cuda.mem_get_info()[0]
         return graph.replay, left

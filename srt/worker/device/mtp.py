@@ -25,6 +25,11 @@ from srt.worker.device.rows import DeviceOutcome, DeviceRows
 class DeviceProposer(Protocol):
     """Guesses ahead; nothing that it does waits for the device."""
 
+    @property
+    def bytes(self) -> int:
+        """What it keeps of rows."""
+        ...
+
     def start(self, starts: Sequence[RowStart]) -> None:
         """Forget what was known of these rows; they begin anew."""
         ...
@@ -44,6 +49,8 @@ class DeviceProposer(Protocol):
 
 class NoDeviceGuesses:
     """No drafter."""
+
+    bytes = 0
 
     def start(self, starts: Sequence[RowStart]) -> None:
         """Nothing is known of rows."""
@@ -69,6 +76,11 @@ class DeviceWindows:
         lines, device = rows.nobody + 1, rows.device
         self._state = torch.zeros(lines, 3, dtype=torch.int64, device=device)
         self._stash = torch.zeros(lines, model.modules, hidden_size, dtype=dtype, device=device)
+
+    @property
+    def bytes(self) -> int:
+        """What it keeps of rows."""
+        return self._state.nbytes + self._stash.nbytes
 
     def start(self, starts: Sequence[RowStart]) -> None:
         """Begin rows behind their hits, whose draft KV is taken as it is."""

@@ -54,10 +54,16 @@ class Passes:
         """Layout of the guesses behind a step with this layout; None if nothing is ever guessed."""
         return self.proposer.windows(layout)
 
-    def compute(self, layout: Layout, windows: Layout | None, images: PlacedFeatures | None = None) -> Passed:
-        """The main model over a layout's rows."""
+    def compute(
+        self,
+        layout: Layout,
+        windows: Layout | None,
+        images: PlacedFeatures | None = None,
+        kv_lens: list[int] | None = None,
+    ) -> Passed:
+        """The main model over a layout's rows; `kv_lens` are theirs where the host knows them."""
         step = self.rows.begin(layout)
-        hidden = self.model.forward(replace(step.batch, images=images), self.kv)
+        hidden = self.model.forward(replace(step.batch, images=images, kv_lens_list=kv_lens), self.kv)
         return Passed(step, hidden, windows)
 
     def logits(self, passed: Passed) -> Tensor:
@@ -83,7 +89,7 @@ class Passes:
         compiled then."""
         nobody, counts = np.array([self.rows.nobody]), np.array([min(tokens, self.rows.context_length)])
         layout = layout_of(nobody, counts, np.array([True]), np.zeros(1, np.int64), self.rows.device)
-        passed = self.compute(layout, self.windows(layout))
+        passed = self.compute(layout, self.windows(layout), kv_lens=counts.tolist())
         outcome = self.take_largest(passed)
         if draws:
             for filtered in (False, True):
@@ -96,6 +102,18 @@ class Passes:
         """Until the device has done all that was enqueued."""
         if self.rows.device.type == "cuda":
             torch.cuda.synchronize()
+
+    def rehearse_largest(self, chunk: int, drafts: int) -> None:
+        """Compute the largest step that may come: a chunk of a prompt, a token of every row with guesses behind it, all
+        drawn from."""
+        nobody = self.rows.nobody
+        counts = np.array([chunk] + [1] * nobody)
+        guesses = np.array([0] + [drafts] * nobody)
+        layout = layout_of(np.full(nobody + 1, nobody), counts, counts > 0, guesses, self.rows.device)
+        passed = self.compute(layout, self.windows(layout))
+        outcome = self.draw(passed, filtered=True)
+        if passed.windows is not None:
+            self.guess(outcome, passed)
 
     def guess(self, outcome: DeviceOutcome, passed: Passed) -> None:
         """Guess behind a step."""

@@ -78,6 +78,11 @@ class DeviceRows:
         self.state[rows, 1] = 1
 
     @property
+    def bytes(self) -> int:
+        """What they hold."""
+        return self.state.nbytes + self.tokens.nbytes + self.tables.nbytes
+
+    @property
     def computed(self) -> Tensor:
         """[rows + 1]: tokens that have KV."""
         return self.state[:, 0]

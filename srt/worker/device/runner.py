@@ -23,6 +23,7 @@ from srt.worker.device.careful import NOTHING_TOLD, HostRows, Told
 from srt.worker.device.clock import Clock, Mark, clock_of
 from srt.worker.device.graphs import Graphs, Record
 from srt.worker.device.layout import Ints, Layout, layout_of_plan
+from srt.worker.device.lengths import HostLengths
 from srt.worker.device.mtp import DeviceProposer, NoDeviceGuesses
 from srt.worker.device.passes import Passed, Passes
 from srt.worker.device.rows import CONTRADICTED, DeviceOutcome, DeviceRows
@@ -72,7 +73,7 @@ class DeviceRunner:
         self._clock: Clock = clock_of(rows.device)
         self._enqueued: deque[Enqueued] = deque()
         self._last_step: int | None = None
-        self._prompted = np.zeros(rows.nobody, np.int64)
+        self._lengths = HostLengths(rows.nobody)
 
     @property
     def model(self) -> LanguageModel:
@@ -137,19 +138,19 @@ class DeviceRunner:
             self._host.apply(plan)
             self.images.apply(plan)
             self.passes.proposer.start(plan.starts)
-            for start in plan.starts:
-                self._prompted[start.row] = start.computed
+            self._lengths.start(plan.starts)
             if plan.rows:
                 self._enqueue(plan, begin)
             else:
                 self._keep(plan, torch.zeros(1, dtype=torch.int64), None, (begin, begin))
 
     def _enqueue(self, plan: StepPlan, begin: Mark) -> None:
-        images = self.images.place(self._parts(plan))
+        starts, kv_lens = self._lengths.advance(plan)
+        images = self.images.place(_parts(plan, starts))
         record = self.graphs.find(plan) if self.graphs is not None and images is None else None
         if record is None:
             layout = layout_of_plan(plan, self.rows.device)
-            passed = self.passes.compute(layout, self.passes.windows(layout), images)
+            passed = self.passes.compute(layout, self.passes.windows(layout), images, kv_lens)
         else:
             record.run_pass()
             passed = record.passed
@@ -191,19 +192,6 @@ class DeviceRunner:
             return self.passes.take_largest(passed), None
         return self.passes.draw(passed, filtered=sampling.filtered(emitting)), None
 
-    def _parts(self, plan: StepPlan) -> list[Part]:
-        """What the step computes of each row. Beyond its prompt a row may be further on: no image lies there."""
-        starts, rows = self._prompted[plan.rows], plan.rows
-        self._prompted[rows] += plan.counts
-        drafts = plan.drafts if plan.drafts else [0] * len(rows)
-        parts, token = list[Part](), 0
-        for row, start, count, emits, guesses in zip(
-            rows, starts.tolist(), plan.counts, plan.emits, drafts, strict=True
-        ):
-            parts.append(Part(row, start, start + count, token))
-            token += count + guesses * emits
-        return parts
-
     def finished(self) -> Iterator[StepResult]:
         """Results that are there, oldest first.
 
@@ -212,6 +200,18 @@ class DeviceRunner:
         while self._enqueued and self._enqueued[0].end.passed():
             done = self._enqueued.popleft()
             yield _result(done, self._clock)
+
+
+def _parts(plan: StepPlan, starts: Ints) -> list[Part]:
+    """What the step computes of each row. Beyond its prompt a row may be further on: no image lies there."""
+    drafts = plan.drafts if plan.drafts else [0] * len(plan.rows)
+    parts, token = list[Part](), 0
+    for row, start, count, emits, guesses in zip(
+        plan.rows, starts.tolist(), plan.counts, plan.emits, drafts, strict=True
+    ):
+        parts.append(Part(row, start, start + count, token))
+        token += count + guesses * emits
+    return parts
 
 
 def _result(done: Enqueued, clock: Clock) -> StepResult:

@@ -22,19 +22,27 @@ from tests.support.checkpoints import write_checkpoint
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def kernels(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the tool in a process of its own, where Triton compiles."""
+def run(tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a tool in a process of its own, where Triton compiles."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.kernels", *arguments]
+    command = [sys.executable, "-m", f"benchmarks.{tool}", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_steps_of_any_number_of_tokens_need_no_kernels_but_those_of_the_start(tmp_path: Path) -> None:
-    told = kernels("--model-path", str(write_checkpoint(tmp_path / "tiny")), "--mtp", "--every", "33")
+    told = run("kernels", "--model-path", str(write_checkpoint(tmp_path / "tiny")), "--mtp", "--every", "33")
     assert told.returncode == 0, told.stdout + told.stderr
     assert "needed beside" not in told.stdout
     counts = {line.split()[0]: int(line.split()[1]) for line in told.stdout.splitlines()}
     assert counts["attend_kernel"] > 1 and counts["gate_up_kernel"] > 1 and counts["begin_kernel"] == 3
+
+
+@pytest.mark.parametrize("model", ["slice8 --format fp8", "full45 --format nvfp4 --mtp"])
+def test_the_largest_step_takes_what_is_planned(model: str) -> None:
+    told = run("workspace", "--preset", *model.split())
+    assert told.returncode == 0, told.stdout + told.stderr
+    lines = dict(line.split(maxsplit=1) for line in told.stdout.splitlines())
+    assert abs(float(lines["off"].rstrip("%"))) < 3, told.stdout
 
 
 def test_every_kernel_that_is_launched_can_be_compiled_ahead() -> None:
