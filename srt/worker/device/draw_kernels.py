@@ -4,7 +4,8 @@ What top_k and top_p cut off is found by distance: how far a logit lies below th
 temperature. It is 0 or more, and its bits as an integer are in the same order. The cut is a distance, and how many of
 the tokens at that very distance are kept, the lowest ids first.
 
-    narrow, three times   counts or masses up to eight distances, between two of which the cut lies
+    narrow, three times   counts or masses up to eight distances, between two of which the cut lies; if few logits lie
+                          there after the first time, the others have nothing to do
     gather                the distances between these two, block by block
     cut                   one program a row: the cut among them
     sum                   the mass that each block keeps
@@ -94,72 +95,103 @@ def _share(total: tl.tensor, top_p: tl.tensor) -> tl.tensor:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _band(
-    item: tl.tensor, items: tl.tensor, edges: tl.tensor, held: tl.tensor, bands: tl.tensor, marks: tl.tensor,
-    top_k: tl.tensor, top_p: tl.tensor, COUNT: tl.constexpr, PADDED: tl.constexpr, ROUND: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Where the cut lies after `ROUND` rounds, (low, high]: these, what lies up to low, and what shall lie up to the
-    cut; the latter are counts if there is a top_k, else masses.
+    item: tl.tensor, items: tl.tensor, edges: tl.tensor, held: tl.tensor, numbers: tl.tensor, bands: tl.tensor,
+    marks: tl.tensor, top_k: tl.tensor, top_p: tl.tensor, COUNT: tl.constexpr, PADDED: tl.constexpr, ROOM: tl.constexpr,
+    ROUND: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """Where the cut lies after `ROUND` rounds, (low, high]: these, what lies up to low, what shall lie up to the cut,
+    and whether there is room for what lies between. Amounts are counts if there is a top_k, else masses.
 
     It follows from the round before, which is written down here for that purpose: [ROUNDS, items, ...].
     """
     low, high = tl.full((), -1.0, tl.float32), tl.full((), FAR, tl.float32)
-    before, wanted = tl.full((), 0, tl.int64), tl.full((), 0, tl.int64)
+    before, wanted, few = tl.full((), 0, tl.int64), tl.full((), 0, tl.int64), tl.full((), 0, tl.int64)
     if ROUND > 0:
         at = (ROUND - 1) * items + item
         if ROUND > 1:
             low, high = tl.load(bands + at * 2), tl.load(bands + at * 2 + 1)
-            before, wanted = tl.load(marks + at * 2), tl.load(marks + at * 2 + 1)
-        levels, blocks = tl.arange(0, LEVELS), tl.arange(0, PADDED)
-        place = (at * COUNT + blocks[:, None]) * LEVELS + levels[None, :]
-        reached = before + tl.sum(tl.load(held + place, mask=blocks[:, None] < COUNT, other=0), axis=0)
-        edge = tl.load(edges + at * LEVELS + levels)
-        if ROUND == 1:
-            total = tl.max(reached, axis=0)
-            wanted = tl.where(top_k > 0, tl.minimum(top_k, total), _share(total, top_p))
-        level = tl.minimum(tl.sum((reached < wanted).to(tl.int32), axis=0), LEVELS - 1)
-        high = tl.max(tl.where(levels == level, edge, -1.0), axis=0)
-        # Before the first level lies what lay before.
-        low = tl.maximum(low, tl.max(tl.where(levels == level - 1, edge, -1.0), axis=0))
-        before = tl.maximum(before, tl.max(tl.where(levels == level - 1, reached, 0), axis=0))
-    return low, high, before, wanted
+            before, wanted, few = tl.load(marks + at * 3), tl.load(marks + at * 3 + 1), tl.load(marks + at * 3 + 2)
+        if few == 0:
+            levels, blocks = tl.arange(0, LEVELS), tl.arange(0, PADDED)
+            place = blocks[:, None] * LEVELS + levels[None, :]
+            inside = blocks[:, None] < COUNT
+            reached = before + tl.sum(tl.load(held + at * COUNT * LEVELS + place, mask=inside, other=0), axis=0)
+            edge = tl.load(edges + at * LEVELS + levels)
+            if ROUND == 1:
+                total = tl.max(reached, axis=0)
+                wanted = tl.where(top_k > 0, tl.minimum(top_k, total), _share(total, top_p))
+            level = tl.minimum(tl.sum((reached < wanted).to(tl.int32), axis=0), LEVELS - 1)
+            if ROUND == 1:
+                number = tl.load(numbers + item * COUNT * LEVELS + place, mask=inside, other=0)
+                # With both filters all that lies up to high is gathered.
+                sign = tl.where((top_k > 0) & (top_p < 1.0), 0, -1)
+                signs = tl.where(levels == level, 1, tl.where(levels == level - 1, sign, 0))
+                most = tl.max(tl.sum(number * signs[None, :], axis=1), axis=0)
+                few = (most <= ROOM).to(tl.int64)
+            high = tl.max(tl.where(levels == level, edge, -1.0), axis=0)
+            # Before the first level lies what lay before.
+            low = tl.maximum(low, tl.max(tl.where(levels == level - 1, edge, -1.0), axis=0))
+            before = tl.maximum(before, tl.max(tl.where(levels == level - 1, reached, 0), axis=0))
+    return low, high, before, wanted, few
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _write_band(
+    at: tl.tensor, low: tl.tensor, high: tl.tensor, before: tl.tensor, wanted: tl.tensor, few: tl.tensor,
+    bands: tl.tensor, marks: tl.tensor,
+) -> None:  # fmt: skip
+    """For the kernels to come."""
+    tl.store(bands + at * 2, low)
+    tl.store(bands + at * 2 + 1, high)
+    tl.store(marks + at * 3, before)
+    tl.store(marks + at * 3 + 1, wanted)
+    tl.store(marks + at * 3 + 2, few)
 
 
 @jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)
 def narrow_kernel(
     logits: tl.tensor, stride: tl.tensor, values: tl.tensor, rows: tl.tensor, emits: tl.tensor, wanted_rows: tl.tensor,
-    words: tl.tensor, reals: tl.tensor, edges: tl.tensor, held: tl.tensor, bands: tl.tensor, marks: tl.tensor,
-    items: tl.tensor, SIZE: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr, PADDED: tl.constexpr,
-    ROUND: tl.constexpr, PDL: tl.constexpr,
+    words: tl.tensor, reals: tl.tensor, edges: tl.tensor, held: tl.tensor, numbers: tl.tensor, bands: tl.tensor,
+    marks: tl.tensor, counts: tl.tensor, items: tl.tensor, SIZE: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr,
+    PADDED: tl.constexpr, ROOM: tl.constexpr, ROUND: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
-    """What a block of a row has up to each of eight distances in the band of the rounds before."""
+    """What a block of a row has up to each of eight distances in the band of the rounds before, to `held`; at first the
+    numbers of logits as well, to `numbers`."""
     item, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     take_over(PDL)
     line = _line(item, rows, emits, wanted_rows)
     temperature, top_p = tl.load(reals + line + 2), tl.load(reals + line + 3)
     top_k = _counted(words, line, SIZE)
     if (temperature >= GREEDY_BELOW) & ((top_k > 0) | (top_p < 1.0)):
-        low, high, before, wanted = _band(item, items, edges, held, bands, marks, top_k, top_p, COUNT, PADDED, ROUND)
+        low, high, before, wanted, few = _band(
+            item, items, edges, held, numbers, bands, marks, top_k, top_p, COUNT, PADDED, ROOM, ROUND
+        )
         at = ROUND * items + item
         if block == 0:
-            tl.store(bands + at * 2, low)
-            tl.store(bands + at * 2 + 1, high)
-            tl.store(marks + at * 2, before)
-            tl.store(marks + at * 2 + 1, wanted)
-        distance = _distances(
-            logits, stride, values, item, block * BLOCK, temperature.to(tl.float32), SIZE, BLOCK, COUNT, PADDED
-        )
-        live = (distance > low) & (distance <= high)
-        some = tl.max(live.to(tl.int32), axis=0) > 0
-        amounts = live.to(tl.int64)
-        if some & (top_k == 0):
-            amounts = tl.where(live, _masses(distance, 0.0), 0)
-        for level in tl.static_range(LEVELS):
-            edge = _edge(low, high, level, ROUND)
-            tl.store(edges + at * LEVELS + level, edge, mask=block == 0)
-            amount = tl.full((), 0, tl.int64)
-            if some:
-                amount = tl.sum(tl.where(distance <= edge, amounts, 0), axis=0)
-            tl.store(held + (at * COUNT + block) * LEVELS + level, amount)
+            _write_band(at, low, high, before, wanted, few, bands, marks)
+        if few == 0:
+            distance = _distances(
+                logits, stride, values, item, block * BLOCK, temperature.to(tl.float32), SIZE, BLOCK, COUNT, PADDED
+            )
+            live = (distance > low) & (distance <= high)
+            some = tl.max(live.to(tl.int32), axis=0) > 0
+            amounts = live.to(tl.int64)
+            if some & (top_k == 0):
+                amounts = tl.where(live, _masses(distance, 0.0), 0)
+            for level in tl.static_range(LEVELS):
+                edge = _edge(low, high, level, ROUND)
+                tl.store(edges + at * LEVELS + level, edge, mask=block == 0)
+                amount = tl.full((), 0, tl.int64)
+                if some:
+                    amount = tl.sum(tl.where(distance <= edge, amounts, 0), axis=0)
+                tl.store(held + (at * COUNT + block) * LEVELS + level, amount)
+                if ROUND == 0:
+                    number = amount.to(tl.int32)
+                    if top_k == 0:
+                        number = tl.sum((distance <= edge).to(tl.int32), axis=0)
+                    tl.store(numbers + (item * COUNT + block) * LEVELS + level, number)
+        if ROUND == 0:
+            tl.store(counts + item * COUNT + block, 0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -178,11 +210,11 @@ def _edge(low: tl.tensor, high: tl.tensor, LEVEL: tl.constexpr, ROUND: tl.conste
 @jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=COLUMNS)
 def gather_kernel(
     logits: tl.tensor, stride: tl.tensor, values: tl.tensor, rows: tl.tensor, emits: tl.tensor, wanted_rows: tl.tensor,
-    words: tl.tensor, reals: tl.tensor, edges: tl.tensor, held: tl.tensor, bands: tl.tensor, marks: tl.tensor,
-    items: tl.tensor, kept: tl.tensor, counts: tl.tensor, SIZE: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr,
-    PADDED: tl.constexpr, ROOM: tl.constexpr, PDL: tl.constexpr,
+    words: tl.tensor, reals: tl.tensor, edges: tl.tensor, held: tl.tensor, numbers: tl.tensor, bands: tl.tensor,
+    marks: tl.tensor, counts: tl.tensor, items: tl.tensor, kept: tl.tensor, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    COUNT: tl.constexpr, PADDED: tl.constexpr, ROOM: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Distances of a block that may be the cut, to `kept` [items, COUNT, ROOM], and how many there are.
+    """Distances of a block that may be the cut, to `kept` [items, COUNT, ROOM], in no order, and how many there are.
 
     With both top_k and top_p the cut may be at any distance up to the band's end.
     """
@@ -192,24 +224,19 @@ def gather_kernel(
     temperature, top_p = tl.load(reals + line + 2), tl.load(reals + line + 3)
     top_k = _counted(words, line, SIZE)
     if (temperature >= GREEDY_BELOW) & ((top_k > 0) | (top_p < 1.0)):
-        low, high, before, wanted = _band(item, items, edges, held, bands, marks, top_k, top_p, COUNT, PADDED, ROUNDS)
+        low, high, before, wanted, few = _band(
+            item, items, edges, held, numbers, bands, marks, top_k, top_p, COUNT, PADDED, ROOM, ROUNDS
+        )
         if block == 0:
-            at = ROUNDS * items + item
-            tl.store(bands + at * 2, low)
-            tl.store(bands + at * 2 + 1, high)
-            tl.store(marks + at * 2, before)
-            tl.store(marks + at * 2 + 1, wanted)
+            _write_band(ROUNDS * items + item, low, high, before, wanted, few, bands, marks)
         distance = _distances(
             logits, stride, values, item, block * BLOCK, temperature.to(tl.float32), SIZE, BLOCK, COUNT, PADDED
         )
         floor = tl.where((top_k > 0) & (top_p < 1.0), -1.0, low)
         live = (distance > floor) & (distance <= high)
-        number = tl.sum(live.to(tl.int32), axis=0)
         at = item * COUNT + block
-        tl.store(counts + at, number)
-        if number > 0:
-            place = tl.cumsum(live.to(tl.int32), axis=0) - 1
-            tl.store(kept + at * ROOM + place, distance, mask=live & (place < ROOM))
+        place = tl.atomic_add(counts + at + tl.zeros_like(distance).to(tl.int32), 1, mask=live, sem="relaxed")
+        tl.store(kept + at * ROOM + place, distance, mask=live & (place < ROOM))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -297,7 +324,7 @@ def cut_kernel(
     if (warm >= GREEDY_BELOW) & ((top_k > 0) | (top_p < 1.0)):
         at = ROUNDS * items + item
         low, high = tl.load(bands + at * 2), tl.load(bands + at * 2 + 1)
-        before, wanted = tl.load(marks + at * 2), tl.load(marks + at * 2 + 1)
+        before, wanted = tl.load(marks + at * 3), tl.load(marks + at * 3 + 1)
         places, blocks = tl.arange(0, TILE), tl.arange(0, PADDED)
         most = tl.max(tl.load(counts + item * COUNT + blocks, mask=blocks < COUNT, other=0), axis=0)
         end = tl.where(most <= ROOM, 0, SIZE)

@@ -82,19 +82,19 @@ class FusedSampler:
         room = self._tile // sizes["PADDED"]
         edges = logits.new_empty(rounds, items, levels, dtype=torch.float32)
         held = logits.new_empty(rounds, items, blocks, levels, dtype=torch.int64)
+        numbers = logits.new_empty(items, blocks, levels, dtype=torch.int32)
         bands = logits.new_empty(rounds + 1, items, 2, dtype=torch.float32)
-        marks = logits.new_empty(rounds + 1, items, 2, dtype=torch.int64)
+        marks = logits.new_empty(rounds + 1, items, 3, dtype=torch.int64)
         kept = logits.new_empty(items, blocks, room, dtype=torch.float32)
         counts = logits.new_empty(items, blocks, dtype=torch.int32)
         cuts, ties = logits.new_empty(items, dtype=torch.float32), logits.new_empty(items, dtype=torch.int64)
         given = *asked.arguments, asked.settings.words, asked.settings.reals
+        narrowed = edges, held, numbers, bands, marks, counts, items
         for number in range(rounds):
             kernels.narrow_kernel[items, blocks](
-                *given, edges, held, bands, marks, items, ROUND=number, **sizes, num_warps=8, **self._launch
+                *given, *narrowed, ROOM=room, ROUND=number, **sizes, num_warps=8, **self._launch
             )
-        kernels.gather_kernel[items, blocks](
-            *given, edges, held, bands, marks, items, kept, counts, ROOM=room, **sizes, num_warps=8, **self._launch
-        )
+        kernels.gather_kernel[items, blocks](*given, *narrowed, kept, ROOM=room, **sizes, num_warps=8, **self._launch)
         whole = {name: size for name, size in sizes.items() if name != "BLOCK"}
         kernels.cut_kernel[items,](
             *given, bands, marks, items, kept, counts, cuts, ties, ROOM=room, **whole, num_warps=16, **self._launch
