@@ -59,7 +59,8 @@ class PlainWrapper:
         self._lists = starts, pages, paged_kv_indices, last
         self._numbers = num_qo_heads // num_kv_heads, page_size, sm_scale, window_left
 
-    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor], *, out: Tensor) -> Tensor:
+    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor], *, out: Tensor, enable_pdl: bool) -> Tensor:
+        assert not enable_pdl
         starts, pages, indices, last = self._lists
         group, page_size, scale, window_left = self._numbers
         for row, (begin, end) in enumerate(itertools.pairwise(starts)):
