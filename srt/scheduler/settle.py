@@ -26,7 +26,7 @@ def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emiss
             f"the worker answered step {result.step} for {len(result.token_counts)} rows with "
             f"{len(result.token_ids)} tokens, sampled were {emitting} rows"
         )
-    if flight.decodes:
+    if state.depth.drafts and flight.decodes:
         tokens_us = sum(result.token_counts), result.elapsed_us, result.guess_us
         state.depth.observe(len(flight.grants), sum(result.drafted), *tokens_us)
     endings = {ending.at: ending for ending in result.endings}
