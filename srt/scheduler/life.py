@@ -175,7 +175,7 @@ def emit(
     scores: Scores = NO_SCORES,
 ) -> Emission:
     """What the tokenizer hears of one request."""
-    counts = request.speculation.counts()
+    counts = request.speculation.counts() if request.speculation.steps else None
     return Emission(request.rid, tokens, finish, request.cached_tokens, request.retractions, timing, counts, *scores)
 
 

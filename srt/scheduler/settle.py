@@ -19,13 +19,14 @@ def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emiss
         raise ProcessLost(f"the worker answered step {result.step}, awaited was {awaited}")
     flight = state.flights.popleft()
     count_images(state, result.images)
+    state.totals.recorded_bytes = result.recorded_bytes
     emitting = sum(grant.emits for grant in flight.grants)
     if len(result.token_counts) != emitting or sum(result.token_counts) != len(result.token_ids):
         raise ProcessLost(
             f"the worker answered step {result.step} for {len(result.token_counts)} rows with "
             f"{len(result.token_ids)} tokens, sampled were {emitting} rows"
         )
-    if flight.decodes:
+    if state.depth.drafts and flight.decodes:
         tokens_us = sum(result.token_counts), result.elapsed_us, result.guess_us
         state.depth.observe(len(flight.grants), sum(result.drafted), *tokens_us)
     endings = {ending.at: ending for ending in result.endings}

@@ -8,11 +8,18 @@ other, which here they need not: each has ended when the next begins.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Any
 
 import numpy as np
 import torch
+
+
+def use_interpreter_without_a_gpu() -> None:
+    """Let kernels run on the CPU where there is no GPU, if Triton is there; to be called before anything imports it."""
+    if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+        use_interpreter()
 
 
 def use_interpreter() -> None:

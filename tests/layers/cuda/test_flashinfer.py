@@ -23,7 +23,6 @@ from srt.layers.attention.flashinfer import (
 )
 from srt.layers.attention.reference import ReferenceAttention
 from srt.layers.batch import ForwardBatch, KVLayer
-from srt.layers.cuda import attention
 from srt.layers.cuda.attention import TritonAttention
 from srt.layers.gpu import Gpu, current_gpu
 from tests.layers.cuda.test_attention import Case, random, spec_of
@@ -92,12 +91,6 @@ class PlainLibrary:
     @property
     def plans(self) -> int:
         return sum(wrapper.plans for wrapper in self.wrappers)
-
-
-@pytest.fixture(autouse=True)
-def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter runs programs one after the other."""
-    monkeypatch.setattr(attention, "PROGRAMS", 16)
 
 
 def known(case: Case) -> ForwardBatch:

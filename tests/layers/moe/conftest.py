@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 
 from tests.layers.moe import support
-from tests.support.triton_interpreter import use_interpreter
+from tests.support.triton_interpreter import use_interpreter_without_a_gpu
 
-if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
-    use_interpreter()
+use_interpreter_without_a_gpu()
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
+from tests.support.triton_interpreter import use_interpreter_without_a_gpu
 
-import torch
-
-from tests.support.triton_interpreter import use_interpreter
-
-if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
-    use_interpreter()
+use_interpreter_without_a_gpu()
