@@ -2,7 +2,8 @@
 
     python -m benchmarks.attention --out results.jsonl          # every case that the time allows, default page size
     python -m benchmarks.attention --only prompt --kv bf16 --backends triton,flashinfer
-    python -m benchmarks.attention --tune                       # ways to cut prompts, the best of each case last
+    python -m benchmarks.attention --tune --only prompt --kv bf16      # ways to cut prompts
+    python -m benchmarks.attention --tune --only decode --kv bf16      # ways to share out the keys of decodes
 
 Shapes are Step-3.7's: 64 query heads with full attention, 96 with a window of 512, 8 key heads of 128. Decodes are
 medians of replays of a CUDA graph whose calls follow one another over different KV memory; prompts are medians between
@@ -13,6 +14,7 @@ What the time does not allow is named, not timed.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import statistics
 import time
@@ -31,7 +33,7 @@ from srt.layers.attention.contract import AttentionBackend, AttentionSpec
 from srt.layers.attention.flashinfer import FlashInfer, FlashInferAttention, Shape, refusal
 from srt.layers.attention.reference import ReferenceAttention
 from srt.layers.batch import ForwardBatch, KVLayer
-from srt.layers.cuda.attention import Tiling, TritonAttention
+from srt.layers.cuda.attention import Sharing, Tiling, TritonAttention
 from srt.layers.gpu import current_gpu
 
 KV_HEADS, SIZE, ROTARY, WINDOW = 8, 128, 64, 512
@@ -44,6 +46,7 @@ LAYERS_BYTES: Final = 256 << 20
 """KV memory that calls of a graph go through before they come back to the first: several times a GPU's cache."""
 MOST_LAYERS, FEWEST_CALLS = 16, 4
 REPEATS: Final = 7
+Way = Tiling | Sharing
 
 
 @dataclass(frozen=True)
@@ -193,17 +196,18 @@ def between_events(call: Callable[[int], Any]) -> float:
     return statistics.median(times) / 1e3
 
 
+def seconds_of(inputs: Inputs, call: Callable[[int], Any]) -> float:
+    """Seconds of a call: prompts one after the other, decodes out of a graph."""
+    if inputs.case.prompt:
+        return between_events(call)
+    return seconds(call, max(FEWEST_CALLS, len(inputs.layers)), REPEATS)
+
+
 def measure(name: str, backend: AttentionBackend, inputs: Inputs, args: argparse.Namespace) -> dict[str, Any]:
     """One line of the result."""
-    case, calls = inputs.case, max(FEWEST_CALLS, len(inputs.layers))
+    case = inputs.case
     backend.begin(inputs.batch)
-
-    def took(call: Callable[[AttentionBackend, int], Tensor]) -> float:
-        if case.prompt:
-            return between_events(lambda number: call(backend, number))
-        return seconds(lambda number: call(backend, number), calls, REPEATS)
-
-    both, attend = took(inputs.both), took(inputs.attend)
+    both, attend = (seconds_of(inputs, functools.partial(call, backend)) for call in (inputs.both, inputs.attend))
     floor = max(case.moved / (args.bandwidth * 1e12), case.flops / (args.matrix_rate * 1e12))
     return {
         "backend": name, "case": case.text, **asdict(case), "ms": round(both * 1e3, 4),
@@ -296,58 +300,82 @@ def tilings() -> list[Tiling]:
     return list(dict.fromkeys(found))
 
 
+def sharings() -> list[Sharing]:
+    """Ways to share out the keys of decodes that are worth a try, the usual one first."""
+    found = [Sharing(programs=programs) for programs in (512, 1024, 2048)]
+    for keys, warps, stages in [(64, 4, 2), (64, 4, 3), (32, 4, 3), (32, 4, 4), (128, 4, 2), (128, 8, 2)]:
+        for programs in (512, 1024, 2048):
+            found.append(Sharing(programs, keys, warps, stages, ahead=True))
+    return found
+
+
+def ways_of(case: Case) -> list[Way]:
+    """What is tried for a case; the first is what there was before."""
+    return [*tilings()] if case.prompt else [*sharings()]
+
+
+def backend_with(way: Way) -> TritonAttention:
+    """Triton's attention that does it this way."""
+    if isinstance(way, Tiling):
+        return TritonAttention(current_gpu(), tiling=way)
+    return TritonAttention(current_gpu(), sharing=way)
+
+
 def tune(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every way over every case of prompts; the best ones and the one before of each case are printed."""
-    begun, results = time.perf_counter(), []
-    cases = [case for case in cases_of(args) if case.prompt]
-    kinds = {small(case) for case in cases}
-    ways = [(kind, tiling) for kind in sorted(kinds, key=lambda one: one.text) for tiling in tilings()]
+    """Every way over every case; the best ones and the one before of each case are printed."""
+    begun, results, cases = time.perf_counter(), [], cases_of(args)
+    kinds = sorted({small(case) for case in cases}, key=lambda one: one.text)
+    ways = [(kind, way) for kind in kinds for way in ways_of(kind)]
     with ThreadPoolExecutor(args.jobs) as pool:
-        faults = dict(zip(ways, pool.map(lambda way: fault_of(*way), ways), strict=True))
-    print(f"{len(ways)} kernels compiled and checked in {time.perf_counter() - begun:.1f} s", flush=True)
+        faults = dict(zip(ways, pool.map(lambda pair: fault_of(*pair), ways), strict=True))
+    print(f"{len(ways)} ways compiled and checked in {time.perf_counter() - begun:.1f} s", flush=True)
     for case in cases:
-        inputs, lines = inputs_of(case, layers=1), []
-        for tiling in tilings():
-            line = {"case": case.text, **asdict(case), "tiling": asdict(tiling)}
-            fault = faults[small(case), tiling]
-            lines.append(line | ({"fault": fault} if fault else tried(inputs, tiling)))
+        inputs, lines = inputs_of(case, layers=1 if case.prompt else None), []
+        for way in ways_of(case):
+            line = {"case": case.text, **asdict(case), "way": asdict(way)}
+            fault = faults[small(case), way]
+            lines.append(line | ({"fault": fault} if fault else tried(inputs, way)))
         ranked = sorted((line for line in lines if "ms" in line), key=lambda line: line["ms"])
         print(case.text, flush=True)
         for line in [*ranked[: args.best], lines[0]]:
-            print(f"  {line.get('ms', '-'):>8} ms {line.get('tflop_per_s', '-'):>6} TFLOP/s  {words(line['tiling'])}")
+            rates = "{tflop_per_s:>6} TFLOP/s {gb_per_s:>5} GB/s".format_map(
+                {"tflop_per_s": "-", "gb_per_s": "-"} | line
+            )
+            print(f"  {line.get('ms', '-'):>8} ms {rates}  {words(line['way'])}")
         results += lines
-    for (case, tiling), fault in faults.items():
+    for (case, way), fault in faults.items():
         if fault:
-            print(f"{case.text}: {fault}: {words(asdict(tiling))}")
+            print(f"{case.text}: {fault}: {words(asdict(way))}")
     return results
 
 
-def words(tiling: dict[str, Any]) -> str:
-    """ "128 x 64, 8 warps, 3 stages, masks branch, ahead, longest_first"."""
-    flags = [name for name in ("ahead", "by_page", "longest_first") if tiling[name]]
-    return ", ".join(["{lines} x {keys}, {warps} warps, {stages} stages, masks {masks}".format(**tiling), *flags])
+def words(way: dict[str, Any]) -> str:
+    """ "lines 128, keys 64, warps 8, stages 3, masks branch, ahead, longest_first"."""
+    named = [f"{name} {value}" for name, value in way.items() if not isinstance(value, bool)]
+    return ", ".join([*named, *(name for name, value in way.items() if value is True)])
 
 
 def small(case: Case) -> Case:
-    """A case that needs the same kernel and that the reference can compute."""
-    return replace(case, rows=3, done=600, count=70 if case.prompt else 1)
+    """A case that needs the same kernels and that the reference can compute."""
+    return replace(case, rows=3, done=600, count=70) if case.prompt else replace(case, done=600)
 
 
-def fault_of(case: Case, tiling: Tiling) -> str:
+def fault_of(case: Case, way: Way) -> str:
     """Compile one way; what was wrong if it does not run or is wrong."""
     try:
-        found = error(TritonAttention(current_gpu(), tiling), case)
+        found = error(backend_with(way), case)
     except Exception as fault:  # what a compiler or a launch may raise has no common type
         return f"{type(fault).__name__}: {' '.join(str(fault).split())[:80]}"
     return "" if found < TOLERANCE[case.kv] else f"relative error {found:.1e}"
 
 
-def tried(inputs: Inputs, tiling: Tiling) -> dict[str, float]:
-    """Time to attend alone, cut this way."""
-    backend = TritonAttention(current_gpu(), tiling)
+def tried(inputs: Inputs, way: Way) -> dict[str, float]:
+    """Time to attend alone, this way."""
+    backend, case = backend_with(way), inputs.case
     backend.begin(inputs.batch)
-    took = between_events(lambda number: inputs.attend(backend, number))
-    return {"ms": round(took * 1e3, 4), "tflop_per_s": round(inputs.case.flops / took / 1e12, 1)}
+    took = seconds_of(inputs, lambda number: inputs.attend(backend, number))
+    rates = {"tflop_per_s": round(case.flops / took / 1e12, 1), "gb_per_s": round(case.moved / took / 1e9)}
+    return {"ms": round(took * 1e3, 4), **rates}
 
 
 def main() -> None:
@@ -360,7 +388,7 @@ def main() -> None:
         "--budget-s", type=float, default=12.0, help="begin no case of a backend after it (default %(default)s)"
     )
     parser.add_argument("--wait-s", type=float, default=240.0, help="for FlashInfer's kernels (default %(default)s)")
-    parser.add_argument("--tune", action="store_true", help="try ways to cut prompts")
+    parser.add_argument("--tune", action="store_true", help="try ways to cut prompts and to share out keys")
     parser.add_argument("--best", type=int, default=3, help="ways that --tune prints for a case (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=16, help="compilations at once (default %(default)s)")
     parser.add_argument("--bandwidth", type=float, default=4.3, help="TB/s of the floor")

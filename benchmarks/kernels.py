@@ -36,7 +36,7 @@ from srt.worker.device.passes import Passes
 from srt.worker.startup import DTYPES, Built, Pick, Picks, passes_without_memory
 
 H200: Final = Gpu((9, 0))
-MEMORY: Final = 150 << 30
+MEMORY: Final = 1 << 40
 
 
 class NoDriver:

@@ -9,6 +9,7 @@ median time of a decode step. `--prefill` times prompts of those lengths alone, 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
 import threading
 import time
@@ -147,6 +148,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mtp", action="store_true", help="guess ahead, with a preset's draft modules too")
     parser.add_argument("--accept-length", type=float, help="with --mtp on a GPU: tokens a step, drawn to this mean")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default %(default)s)")
+    parser.add_argument("--tp-size", type=int, default=1, help="ranks that share the model (default %(default)s)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or auto (default %(default)s)")
     parser.add_argument("--load-format", default="auto", help="auto, or dummy for random weights")
     parser.add_argument("--batch", type=numbers, default=[1, 4, 16], help="batch sizes to decode (default 1,4,16)")
@@ -172,16 +174,16 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def bring_up(args: argparse.Namespace, directory: Path) -> tuple[RuntimePlan, Started, float]:
-    """Plan and start a worker; seconds that it took."""
+def bring_up(args: argparse.Namespace, directory: Path, rank: int = 0) -> tuple[RuntimePlan, Started, float]:
+    """Plan and start one rank; seconds that it took."""
     begun = time.perf_counter()
-    path = args.model_path or str(write_preset(directory / "model", args.preset, args.format, mtp=args.mtp))
+    path = args.model_path or str(directory / "model")
     rows = max(args.batch, default=None if args.memory else 1)
     server = ServerConfig(
         model_path=path, dtype=args.dtype, load_format="dummy" if args.preset else args.load_format,
         max_running_requests=rows, context_length=args.context_length, device=args.device,
         speculative_algorithm="mtp" if args.mtp else None, random_seed=args.seed,
-        attention_backend=args.attention_backend,
+        attention_backend=args.attention_backend, tp_size=args.tp_size,
     )  # fmt: skip
     device = read_device(args.device)
     facts = read_facts(checkpoint_directory(path), announced=bool(args.preset))
@@ -195,7 +197,7 @@ def bring_up(args: argparse.Namespace, directory: Path) -> tuple[RuntimePlan, St
             picks = replace(picks, rows=Pick("benchmarks.uniform:AcceptingRows", "drawn", (args.accept_length,)))
         if args.eager:
             picks = replace(picks, engine=Pick("device", "--eager"))
-    started = start(plan, directory, 0, lambda done, total: None, picks)
+    started = start(plan, directory, rank, lambda done, total: None, picks)
     return plan, started, time.perf_counter() - begun
 
 
@@ -222,8 +224,23 @@ def memory(plan: RuntimePlan, started: Started) -> list[tuple[str, str]]:
 def main() -> int:
     """Command line entry."""
     args = parse()
-    with tempfile.TemporaryDirectory() as rundir:
-        plan, started, took_s = bring_up(args, Path(rundir))
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        if args.preset:
+            write_preset(directory / "model", args.preset, args.format, mtp=args.mtp)
+        others = [spawn.Process(target=run, args=(args, directory, rank)) for rank in range(1, args.tp_size)]
+        for other in others:
+            other.start()
+        run(args, directory, 0)
+        for other in others:
+            other.join()
+    return 0
+
+
+def run(args: argparse.Namespace, directory: Path, rank: int) -> None:
+    """Measure as one of the ranks, all of which do the same; the first one tells."""
+    plan, started, took_s = bring_up(args, directory, rank)
     recording = time.perf_counter()
     if isinstance(started.runner, DeviceRunner) and started.runner.graphs is not None and args.batch:
         started.runner.graphs.keep(args.batch, draws=args.temperature > 0)
@@ -240,20 +257,27 @@ def main() -> int:
     engine = Engine(plan, started.runner, args.seed)
     engine.sampling = SamplingSpec(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
     result = measure(engine, args)
+    kernels = by_kernel(engine, args.batch, args.prompt_tokens) if args.profile else ""
+    if rank == 0:
+        print(table(rows + figures_of(result)), flush=True)
+        if args.profile:
+            args.profile.write_text(kernels, encoding="utf-8")
+        if args.out:
+            options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+            facts = {"start_s": round(took_s, 2), "facts": started.facts, "versions": versions()}
+            append(args.out, {"benchmark": "step", **context(), "options": options, **facts, **result})
+
+
+def figures_of(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Lines for people."""
+    rows = []
     for batch, figures in result["decode_step_ms"].items():
         rate = batch * figures["tokens"] / figures["mean"] * 1e3
         took = f"{figures['mean']:.3f} ms a step (p50 {figures['p50']:.3f}, p99 {figures['p99']:.3f})"
         rows.append((f"decode, batch {batch}", f"{took}, {rate:.0f} tokens/s"))
     for name, figures in result["first_token_ms"].items():
         rows.append((f"prefill of {name}", f"{figures['p50']:.1f} ms to the first token"))
-    print(table(rows), flush=True)
-    if args.profile:
-        args.profile.write_text(by_kernel(engine, args.batch, args.prompt_tokens), encoding="utf-8")
-    if args.out:
-        options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-        facts = {"start_s": round(took_s, 2), "facts": started.facts, "versions": versions()}
-        append(args.out, {"benchmark": "step", **context(), "options": options, **facts, **result})
-    return 0
+    return rows
 
 
 def by_kernel(engine: Engine, batches: list[int], prompt: int) -> str:

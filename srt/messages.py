@@ -307,6 +307,8 @@ class SchedulerStats(Message, frozen=True):
     eviction_s: float = 0.0
     missed_tokens: dict[str, int] = {}
     """Prompt tokens that were not found in the cache, by reason."""
+    recorded_bytes: int = 0
+    """What recorded steps hold of the first GPU's memory."""
 
 
 # --- the step protocol ----------------------------------------------------------------------------------
@@ -396,6 +398,8 @@ class StepResult(Message, frozen=True):
     """Of rows with a grammar, in plan order."""
     logprobs: list[RowLogprobs] = []
     """Of rows that want them, in plan order."""
+    recorded_bytes: int = 0
+    """What steps recorded so far hold of a GPU's memory."""
 
 
 class WorkerFault(Message, frozen=True):

@@ -291,6 +291,7 @@ class Exposition(Collector):
         yield self._gauge(
             "cache_hit_rate", "Prompt tokens found in the cache.", stats.cache_hit_tokens / asked if asked else 0
         )
+        yield self._gauge("graph_memory_bytes", "GPU memory of recorded steps.", stats.recorded_bytes)
         yield self._gauge("kv_pages_leaked", "Pages without an owner; more than 0 is a bug.", stats.leaked_pages)
         yield self._gauge("num_retracted_reqs", "Retracted requests that wait.", stats.retracted_waiting)
         yield self._gauge(

@@ -33,7 +33,7 @@ def weight_kinds(text: TextConfig, vision: VisionConfig | None, formats: Mapping
     return tuple(_times(kind, count) for kind, count in kinds.items())
 
 
-def activations(text: TextConfig, formats: Mapping[int, str]) -> Activations:
+def activations(text: TextConfig, vision: VisionConfig | None, formats: Mapping[int, str]) -> Activations:
     """What a step needs beside weights and KV, per token and per wanted row of logits; and the rotary tables."""
     moments = [_attending(layer, 5 * text.hidden_size) for layer in text.layers]
     moments += [_attending(layer, 8 * text.hidden_size, drafting=True) for layer in text.mtp_layers]
@@ -47,6 +47,9 @@ def activations(text: TextConfig, formats: Mapping[int, str]) -> Activations:
     return Activations(
         moments=tuple(dict.fromkeys(moments)),
         hidden_values=text.hidden_size,
+        # The tower's network: its wider state, the activation, both multiplied; the residual and its norm; pixels.
+        patch_values=0 if vision is None else 3 * vision.mlp_width + 2 * vision.width + 3 * vision.patch_size**2,
+        patch_pixels=0 if vision is None else vision.patch_size**2,
         logit_values=text.vocab_size,
         layers=len(text.layers),
         rotary_values=sum({layer.rope: layer.rope.rotary_dim for layer in text.layers}.values()),

@@ -112,7 +112,15 @@ def step_bytes(model: ModelFacts, work: Work, spread: Spread) -> int:
     sampling = work.tokens * model.activations.hidden_values * spread.item_bytes + _logit_bytes(model, work, spread)
     guessed = work.rows * model.activations.logit_values * spread.item_bytes * (work.modules > 1)
     busiest = max(_layer_bytes(model, work.tokens, work.modules, spread) + guessed, sampling + work.logits * DRAW_BYTES)
-    return busiest + LIBRARY_BYTES + work.tokens * TOKEN_BYTES
+    return max(busiest + work.tokens * TOKEN_BYTES, _image_bytes(model, spread)) + LIBRARY_BYTES
+
+
+def _image_bytes(model: ModelFacts, spread: Spread) -> int:
+    """What the image tower takes, which runs before a step."""
+    needs = model.activations
+    if not model.has_vision or not needs.patch_pixels:
+        return 0
+    return PIXELS_PER_BATCH // needs.patch_pixels * needs.patch_values * spread.item_bytes
 
 
 def _layer_bytes(model: ModelFacts, tokens: int, modules: int, spread: Spread) -> int:
@@ -163,6 +171,8 @@ def graph_bytes(model: ModelFacts, work: Work, spread: Spread) -> int:
 
 FINE: Final = 8
 """Up to so many rows every number has a record; beyond, an eighth of the number may be filled up."""
+PIXELS_PER_BATCH: Final = 16_384 * 14 * 14
+"""What one run of the image tower sees: 6 global views of 728 pixels, or 12 crops. Its activations take memory."""
 DRAW_BYTES: Final = 40 << 10
 """What drawing from a row of logits takes beside them."""
 LIBRARY_BYTES: Final = 32 << 20

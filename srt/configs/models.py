@@ -118,7 +118,7 @@ def read_facts(
         groups=config.text.kv_groups(),
         weight_bytes=weight_bytes,
         weights=weight_kinds(text, config.vision, formats),
-        activations=activations(text, formats),
+        activations=activations(text, config.vision, formats),
         has_vision=config.vision is not None,
         images=_images(directory, config),
         mtp_modules=len(modules),

@@ -79,6 +79,9 @@ class Activations(msgspec.Struct, frozen=True):
 
     moments: tuple[Moment, ...] = ()
     hidden_values: int = 0
+    patch_values: int = 0
+    """Of the image tower, for each of its patches."""
+    patch_pixels: int = 0
     logit_values: int = 0
     layers: int = 0
     rotary_values: int = 0

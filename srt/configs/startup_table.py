@@ -160,7 +160,7 @@ def _part_reason(plan: RuntimePlan, part: str) -> str:
         case "rows":
             return f"tokens and page tables of {plan.max_running_requests} requests"
         case "largest step":
-            return f"activations of {plan.max_step_tokens} tokens and their logits"
+            return f"activations of {plan.max_step_tokens} tokens{' or of images' * plan.model.has_vision}, and logits"
         case "graphs":
             return "steps recorded while the server is idle; estimated"
         case "driver":

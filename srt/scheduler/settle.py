@@ -19,6 +19,7 @@ def settle(state: SchedulerState, result: StepResult, now_ns: int) -> list[Emiss
         raise ProcessLost(f"the worker answered step {result.step}, awaited was {awaited}")
     flight = state.flights.popleft()
     count_images(state, result.images)
+    state.totals.recorded_bytes = result.recorded_bytes
     emitting = sum(grant.emits for grant in flight.grants)
     if len(result.token_counts) != emitting or sum(result.token_counts) != len(result.token_ids):
         raise ProcessLost(

@@ -72,6 +72,7 @@ class Totals:
     cancel_to_free_counts: list[int] = field(default_factory=lambda: [0] * (len(CANCEL_TO_FREE_BOUNDS_S) + 1))
     cancel_to_free_s: float = 0.0
     missed_tokens: Counter[str] = field(default_factory=Counter)
+    recorded_bytes: int = 0
 
 
 @dataclass(slots=True)

@@ -89,6 +89,7 @@ class Reporter:
             eviction_counts=tuple(state.cache.eviction_counts),
             eviction_s=state.cache.eviction_ns / 1e9,
             missed_tokens=dict(totals.missed_tokens),
+            recorded_bytes=totals.recorded_bytes,
         )
 
 

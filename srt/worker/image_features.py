@@ -16,13 +16,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from srt.configs.memory import PIXELS_PER_BATCH
 from srt.configs.plan import ImageConfig
 from srt.messages import ImageSpan, ImageWork
 from srt.models.contract import ImageEncoder
 from srt.tiles import TileFiles
-
-PIXELS_PER_BATCH = 16_384 * 14 * 14
-"""What one run of the tower sees: 6 global views of 728 pixels, or 12 crops. Its activations take memory."""
 
 
 @dataclass
@@ -91,6 +89,12 @@ class ImageFeatures:
         """What has been done since the last report."""
         tally, self._tally = self._tally, _Tally()
         return ImageWork(tally.images, tally.hits, tally.batches, tally.elapsed_ns // 1_000)
+
+    def rehearse(self) -> None:
+        """Encode a full batch of either size for nobody: what that needs is loaded and there then."""
+        for size in (self._config.view_size, self._config.crop_size):
+            count = max(1, PIXELS_PER_BATCH // size**2)
+            self._tower.encode(torch.zeros(count, size, size, 3, dtype=torch.uint8, device=self._device))
 
     def _with_company(self, missing: dict[bytes, ImageSpan], upcoming: Iterable[ImageSpan]) -> list[ImageSpan]:
         """What is missing, and upcoming images while the batch has room."""

@@ -38,6 +38,9 @@ def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat) -> None:
     try:
         started = start(plan, rundir, rank, _reporter(launch, rank), ended=_phases(launch, rank))
         loader = None if started.shelf is None else GrammarLoader(context, rundir, rank, started.shelf)
+        if plan.server.tp_size > 1:
+            _prepare_together(started.runner)
+            launch.send(Phase("worker", rank, "graphs", time.monotonic()))
         launch.send(Ready("worker", rank, started.facts, started.memory))
         _serve(started.runner, inbox, scheduler, rank, beat)
     finally:
@@ -46,6 +49,16 @@ def run(plan: RuntimePlan, rundir: Path, rank: int, beat: Heartbeat) -> None:
         for end in (inbox, launch, scheduler):
             end.close()
         context.term()
+
+
+def _prepare_together(runner: Engine) -> None:
+    """What one rank alone does when it is idle, several do before the first plan.
+
+    Such work has the sums over ranks of a step. Done whenever a rank finds the time, it would meet another rank's plan
+    there, and both would add up what does not belong together.
+    """
+    while runner.unprepared:
+        runner.prepare()
 
 
 def _serve(runner: Engine, inbox: Inbox[ToWorker], scheduler: Outbox, rank: int, beat: Heartbeat) -> None:

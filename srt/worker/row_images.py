@@ -40,6 +40,10 @@ class RowImages(Protocol):
         """What has been done since the last report, None if nothing was to do."""
         ...
 
+    def rehearse(self) -> None:
+        """Encode as much as may be encoded at once, for nobody."""
+        ...
+
 
 class NoImages:
     """For a model that reads text alone."""
@@ -54,6 +58,9 @@ class NoImages:
     def report(self) -> ImageWork | None:
         """Nothing was done."""
         return None
+
+    def rehearse(self) -> None:
+        """There is no tower."""
 
 
 @dataclass
@@ -115,6 +122,10 @@ class TowerImages:
         """What has been done since the last report, None if no image was begun."""
         busy, self._busy = self._busy, False
         return self._features.report() if busy else None
+
+    def rehearse(self) -> None:
+        """Encode as much as may be encoded at once, for nobody."""
+        self._features.rehearse()
 
     def _among(self, part: Part) -> Iterator[_Image]:
         """Images of a row that a part of it reaches into."""

@@ -32,6 +32,7 @@ def test_the_exposition_parses_and_every_sample_names_the_model(front: Front) ->
         eviction_counts=(4, *[0] * 9, 1),
         eviction_s=0.75,
         missed_tokens={"absent": 70},
+        recorded_bytes=5 << 20,
     )
     front.wait_for(lambda: "num_used_tokens" in front.get("/metrics").text)
     answer = front.get("/metrics")
@@ -47,6 +48,7 @@ def test_the_exposition_parses_and_every_sample_names_the_model(front: Front) ->
     assert front.metric("cancel_to_free_seconds_sum") == 7.5
     assert (front.metric("eviction_duration_seconds_count"), front.metric("eviction_duration_seconds_sum")) == (5, 0.75)
     assert front.metric("cache_miss_total", reason="absent") == 70
+    assert front.metric("graph_memory_bytes") == 5 << 20
     assert front.metric("weight_memory_usage_gb") == 0.004
     assert front.metric("startup_phase_seconds", phase="plan") == 0.5
     assert front.metric("weight_load_duration_seconds_sum") == 1.5

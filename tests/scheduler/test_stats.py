@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srt.messages import Finish, GroupUsage
+from srt.messages import Finish, GroupUsage, StepResult
 from srt.scheduler.planner import plan_step
 from srt.scheduler.stats import REPORT_NS, Reporter
 from tests.scheduler.support import world
@@ -80,6 +80,15 @@ def test_idle_time_and_the_rate_of_tokens_are_measured() -> None:
     assert later is not None
     assert (later.idle_s, later.gen_throughput) == (3.0, 10.0)
     assert later.steps == 21
+
+
+def test_what_recorded_steps_hold_is_told_on() -> None:
+    inside = world(overlap=False)
+    inside.send([1, 2, 3], 2)
+    inside.turn(StepResult(1, [5], [1], 1, recorded_bytes=4096))
+    reporter = Reporter(inside.scheduler.state, 0)
+    report = reporter.report(REPORT_NS)
+    assert report is not None and report.recorded_bytes == 4096
 
 
 def test_hits_queries_and_evictions_are_counted_in_tokens() -> None:

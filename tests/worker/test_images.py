@@ -106,6 +106,9 @@ def test_the_published_prompt_with_images_gives_the_published_logits(tmp_path: P
         def report(self) -> None:
             return None
 
+        def rehearse(self) -> None:
+            pass
+
     steps.runner.images = Given()
     steps.add(0, ids)
     steps.prefill(0)

@@ -65,8 +65,8 @@ class Wrapper(Protocol):
         """Prepare for a batch: where queries and page lists of rows begin, the lists, tokens on last pages."""
         ...
 
-    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor], *, out: Tensor) -> Tensor:
-        """Attend."""
+    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor], *, out: Tensor, enable_pdl: bool) -> Tensor:
+        """Attend; with `enable_pdl`, begin while the kernel before still runs."""
         ...
 
 
@@ -210,7 +210,8 @@ class FlashInferAttention:
         if wrapper is None:
             return self._triton.attend(q, gates, spec, kv, batch)
         out = torch.empty_like(q)
-        wrapper.run(q, (kv.k, kv.v), out=out)
+        # Not early: what its kernels read before they wait is not ours to know (`srt/layers/cuda/launch.py`).
+        wrapper.run(q, (kv.k, kv.v), out=out, enable_pdl=False)
         gate_kernel[q.shape[0], triton.cdiv(spec.q_heads, GATE_HEADS)](
             out, gates, gates.stride(0), Q_HEADS=spec.q_heads, SIZE=spec.head_dim, HEADS=GATE_HEADS, **self._launch
         )

@@ -24,9 +24,6 @@ from srt.layers.quant.codes import E4M3
 STORE_HEADS: Final = 16
 FEW_LINES: Final = 64
 """Rows with at most so many tokens x query heads a key head take one tile each, cut along the keys."""
-KEYS: Final = 64
-PROGRAMS: Final = 512
-"""Programs that fill a GPU about four deep: keys are cut into no more parts than that needs."""
 MOST_PARTS: Final = 32
 
 
@@ -60,6 +57,30 @@ class Tiling:
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """How the keys of decodes are shared out."""
+
+    programs: int = 512
+    """What fills a GPU, about four deep: keys are cut into no more parts than that needs."""
+    keys: int = 64
+    """Keys in a block."""
+    warps: int = 4
+    stages: int = 2
+    ahead: bool = False
+    """Page numbers are fetched a block before they are needed."""
+
+    def parts(self, programs: int, window: int | None) -> int:
+        """Into how many parts the keys of each row are cut, where there are `programs` without that: a power of two."""
+        most = MOST_PARTS if window is None else max(1, window // self.keys)
+        wanted = min(most, self.programs // programs)
+        return 1 << max(0, wanted.bit_length() - 1)
+
+    def fitting(self, head_bytes: int) -> Sharing:
+        """The same for heads of so many bytes, of which fewer blocks fit at once."""
+        return replace(self, stages=min(self.stages, 2)) if head_bytes > WIDE else self
+
+
+@dataclass(frozen=True)
 class _Tiles:
     """Tiles of a ragged batch: row of each, and the first of its tokens."""
 
@@ -70,9 +91,10 @@ class _Tiles:
 class TritonAttention:
     """`AttentionBackend` for one GPU. Grids follow from the shape of the batch alone, so they may be recorded."""
 
-    def __init__(self, gpu: Gpu | None = None, tiling: Tiling | None = None) -> None:
+    def __init__(self, gpu: Gpu | None = None, tiling: Tiling | None = None, sharing: Sharing | None = None) -> None:
         self._launch = Launch(gpu)
         self._tiling = Tiling() if tiling is None else tiling
+        self._sharing = Sharing() if sharing is None else sharing
         self._tiles: dict[int, _Tiles] = {}
         self._table_rows = torch.empty(0, dtype=torch.int64)
         self._longest = 1
@@ -125,7 +147,8 @@ class TritonAttention:
         """One tile a row; its keys are shared out among programs."""
         tokens, rows, group = q.shape[0], len(batch.query_starts_list) - 1, spec.q_heads // spec.kv_heads
         out = torch.empty(tokens, spec.q_heads * spec.head_dim, dtype=q.dtype, device=q.device)
-        lines, parts = max(16, triton.next_power_of_2(self._longest * group)), _parts(rows * spec.kv_heads, spec.window)
+        sharing, lines = self._sharing.fitting(spec.head_dim * q.element_size()), self._longest * group
+        lines, parts = max(16, triton.next_power_of_2(lines)), sharing.parts(rows * spec.kv_heads, spec.window)
         part_out, part_sums = q, q
         if parts > 1:
             part_out = torch.empty(tokens, spec.q_heads, parts, spec.head_dim, dtype=torch.float32, device=q.device)
@@ -135,8 +158,8 @@ class TritonAttention:
             q, kv.k, kv.v, gates, gates.stride(0), out, part_out, part_sums, batch.query_starts, batch.kv_lens, table,
             table.stride(0), self._table_rows, spec.k_scale, spec.v_scale, spec.scale,
             Q_HEADS=spec.q_heads, KV_HEADS=spec.kv_heads, SIZE=spec.head_dim, WINDOW=spec.window or 0,
-            PAGE=batch.page_size, CODED=kv.k.dtype == E4M3, PARTS=parts, LINES=lines, KEYS=KEYS,
-            num_warps=4, num_stages=2, **self._launch,
+            PAGE=batch.page_size, CODED=kv.k.dtype == E4M3, PARTS=parts, LINES=lines, KEYS=sharing.keys,
+            AHEAD=sharing.ahead, num_warps=sharing.warps, num_stages=sharing.stages, **self._launch,
         )  # fmt: skip
         if parts > 1:
             kernels.combine_kernel[tokens, spec.q_heads](
@@ -163,10 +186,3 @@ class TritonAttention:
             both = both.to(device, non_blocking=True)
             self._tiles[tokens] = _Tiles(*both.split(len(rows)))
         return self._tiles[tokens]
-
-
-def _parts(programs: int, window: int | None) -> int:
-    """Into how many parts the keys of each row are cut: a power of two."""
-    most = MOST_PARTS if window is None else max(1, window // KEYS)
-    wanted = min(most, PROGRAMS // programs)
-    return 1 << max(0, wanted.bit_length() - 1)

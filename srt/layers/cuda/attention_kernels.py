@@ -11,6 +11,7 @@ import triton.language as tl
 
 from srt.layers.cuda.jit import jit
 from srt.layers.cuda.launch import take_over
+from srt.layers.cuda.prompt_kernels import pages_of, places_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
 E4M3_MAX = tl.constexpr(448.0)
@@ -102,7 +103,8 @@ def attend_kernel(
     part_out: tl.tensor, part_sums: tl.tensor, query_starts: tl.tensor, kv_lens: tl.tensor, table: tl.tensor,
     table_stride: tl.tensor, table_rows: tl.tensor, k_scale: tl.tensor, v_scale: tl.tensor, scale: tl.tensor,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr, WINDOW: tl.constexpr, PAGE: tl.constexpr,
-    CODED: tl.constexpr, PARTS: tl.constexpr, LINES: tl.constexpr, KEYS: tl.constexpr, PDL: tl.constexpr,
+    CODED: tl.constexpr, PARTS: tl.constexpr, LINES: tl.constexpr, KEYS: tl.constexpr, AHEAD: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """The few tokens of one row, the query heads of one key head, one part of the keys that they see."""
     GROUP: tl.constexpr = Q_HEADS // KV_HEADS
@@ -120,23 +122,28 @@ def attend_kernel(
     place = (start + token).to(tl.int64) * Q_HEADS + head * GROUP + lines % GROUP
     own = tl.load(q + place[:, None] * SIZE + columns[None, :], mask=live[:, None], other=0.0)
     lowest, begin, end = keys_of(length - count, length, part, TOKENS, WINDOW, PARTS, KEYS)
-    pages = table + tl.load(table_rows + row) * table_stride
+    table += tl.load(table_rows + row) * table_stride
     factor = scale * LOG2E * (tl.load(k_scale) if CODED else 1.0)
     largest = tl.full((LINES,), -float("inf"), tl.float32)
     sums = tl.zeros((LINES,), tl.float32)
     total = tl.zeros((LINES, SIZE), tl.float32)
+    after = pages_of(table, begin, end, PAGE, KEYS, False)
     for at in range(begin, end, KEYS):
         key = at + tl.arange(0, KEYS)
         there = (key >= lowest) & (key < end)
-        page = tl.load(pages + key // PAGE, mask=there, other=0).to(tl.int64)
-        slot = (page * PAGE + key % PAGE) * KV_HEADS + head
-        k = tl.load(keys + slot[None, :] * SIZE + columns[:, None], mask=there[None, :], other=0.0).to(own.dtype)
+        if AHEAD:
+            pages = after
+            after = pages_of(table, at + KEYS, end, PAGE, KEYS, False)
+        else:
+            pages = pages_of(table, at, end, PAGE, KEYS, False)
+        where = places_of(pages, at, head, KV_HEADS, SIZE, PAGE, KEYS, False)
+        k = tl.load(keys + where[None, :] + columns[:, None], mask=there[None, :], other=0.0).to(own.dtype)
         score = tl.dot(own, k, input_precision="ieee") * factor
         seen = there[None, :] & (key[None, :] <= position[:, None])
         if WINDOW > 0:
             seen = seen & (position[:, None] - key[None, :] < WINDOW)
         score = tl.where(seen, score, -float("inf"))
-        v = tl.load(values + slot[:, None] * SIZE + columns[None, :], mask=there[:, None], other=0.0).to(own.dtype)
+        v = tl.load(values + where[:, None] + columns[None, :], mask=there[:, None], other=0.0).to(own.dtype)
         largest, sums, total = weigh(largest, sums, total, score, v)
     if CODED:
         total *= tl.load(v_scale)

@@ -38,6 +38,8 @@ SINGLE_TOKENS: Final = 4
 """Up to so many tokens every pair is a block of its own: hardly any two share an expert."""
 BY_ITSELF: Final = Launch(None)
 """For kernels that do not begin before the one in front of them has ended: those beside the main stream."""
+EARLY_TOKENS: Final = 16
+"""Up to so many tokens the experts' kernels begin early; with more they would take the GPU from the shared expert."""
 COMBINE_COLUMNS: Final = 1024
 ENCODE_ROWS: Final = 8
 ACTIVATE_COLUMNS: Final = 256
@@ -184,12 +186,13 @@ class TritonExperts:
         tiles = tiles_for(self._kind, tokens * top_k, experts.shape.experts, self._hopper)
         if not tokens:
             return hidden.new_empty(0, experts.shape.hidden)
+        launch = self._launch if tokens <= EARLY_TOKENS else BY_ITSELF
         if tokens <= SINGLE_TOKENS:
             plan = unsorted(choice.ids, SINGLE, tokens * top_k, tiles.rows)
         else:
-            plan = schedule(choice.ids, experts.shape.experts, tiles.rows, self._launch)
-        inner = gate_up(self._kind, hidden, experts, plan, tiles.gate_up, top_k, self._launch)
-        return down(self._kind, inner, experts, plan, tiles.down, self._launch)
+            plan = schedule(choice.ids, experts.shape.experts, tiles.rows, launch)
+        inner = gate_up(self._kind, hidden, experts, plan, tiles.gate_up, top_k, launch)
+        return down(self._kind, inner, experts, plan, tiles.down, launch)
 
     def _combine(self, pairs: Tensor, choice: Choice, shape: ExpertShape, shared: Tensor | None) -> Tensor:
         tokens, top_k = choice.ids.shape

@@ -42,14 +42,14 @@ def code_bits(words: tl.tensor, PLACE: tl.constexpr) -> tl.tensor:
         )  # fmt: skip
     elif PLACE == 2:
         bits = tl.inline_asm_elementwise(
-            "{ .reg .b32 a; shl.b32 a, $1, 6; and.b32 $0, a, 0x81C081C0; }",
+            "{ .reg .b32 a, b; shl.b32 a, $1, 6; shl.b32 b, $1, 1; and.b32 a, a, 0x01C001C0;"
+            " and.b32 b, b, 0x80008000; or.b32 $0, a, b; }",
             "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2,
         )  # fmt: skip
     else:
         bits = tl.inline_asm_elementwise(
-            "{ .reg .b32 a, b, c; shl.b32 a, $1, 1; shr.b32 b, $1, 3; shr.b32 c, $1, 7;"
-            " and.b32 a, a, 0x80008000; and.b32 b, b, 0x01800180; and.b32 c, c, 0x00400040;"
-            " or.b32 a, a, b; or.b32 $0, a, c; }",
+            "{ .reg .b32 a, b; shr.b32 a, $1, 3; shl.b32 b, $1, 2; and.b32 a, a, 0x01C001C0;"
+            " and.b32 b, b, 0x80008000; or.b32 $0, a, b; }",
             "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2,
         )  # fmt: skip
     return bits
@@ -59,8 +59,13 @@ def code_bits(words: tl.tensor, PLACE: tl.constexpr) -> tl.tensor:
 def code_bits_portable(words: tl.tensor, PLACE: tl.constexpr) -> tl.tensor:
     """The same in plain arithmetic, as int32."""
     wide = words.to(tl.int32)
-    last = ((wide << 1) & 0x8000) | ((wide >> 3) & 0x0180) | ((wide >> 7) & 0x0040)
-    return (wide << (3 * PLACE)) & CODE_MASK if PLACE < 3 else last
+    if PLACE < 2:
+        bits = (wide << (3 * PLACE)) & CODE_MASK
+    elif PLACE == 2:
+        bits = ((wide << 6) & 0x01C0) | ((wide << 1) & 0x8000)
+    else:
+        bits = ((wide >> 3) & 0x01C0) | ((wide << 2) & 0x8000)
+    return bits
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -71,22 +76,36 @@ def decode(words: tl.tensor, scales: tl.tensor, PLACE: tl.constexpr, ROWS: tl.co
     Shapes: words [ROWS, 16 * GROUPS] int16; scales [ROWS, GROUPS] int32, a byte for each place.
     A product has at most 6 significant bits: exact in bfloat16.
     """
-    # Bytes 0 and 2 of a word of scales, or 1 and 3, become the two bfloat16 of a word at once.
-    moved = scales << 4 if PLACE % 2 == 0 else scales >> 4
-    pair = (moved & 0x0FF00FF0) | SCALE_TOP
-    if PLACE >= 2:
-        pair = pair >> 16
-    scale = (pair & 0xFFFF).to(tl.int16)
-    wide = tl.broadcast_to(scale[:, :, None], (ROWS, GROUPS, 16)).reshape(ROWS, 16 * GROUPS)
     if PACKED:
+        # Bytes 0 and 2 of a word of scales, or 1 and 3, become two bfloat16 in two instructions.
+        if PLACE % 2 == 0:
+            pair = tl.inline_asm_elementwise(
+                "{ .reg .b32 a; prmt.b32 a, $1, 0, 0x4240; mad.lo.u32 $0, a, 16, 0x70007000; }",
+                "=r,r", [scales], dtype=tl.int32, is_pure=True, pack=1,
+            )  # fmt: skip
+        else:
+            pair = tl.inline_asm_elementwise(
+                "{ .reg .b32 a; prmt.b32 a, $1, 0, 0x4341; mad.lo.u32 $0, a, 16, 0x70007000; }",
+                "=r,r", [scales], dtype=tl.int32, is_pure=True, pack=1,
+            )  # fmt: skip
         codes = code_bits(words, PLACE).to(tl.bfloat16, bitcast=True)
-        value = tl.inline_asm_elementwise(
-            "mul.rn.bf16x2 $0, $1, $2;", "=r,r,r", [codes, wide.to(tl.bfloat16, bitcast=True)],
-            dtype=tl.bfloat16, is_pure=True, pack=2,
-        )  # fmt: skip
+        wide = tl.broadcast_to(pair[:, :, None], (ROWS, GROUPS, 16)).reshape(ROWS, 16 * GROUPS)
+        # Both codes are of one group; which half of the pair is theirs, the product's operand says.
+        if PLACE < 2:
+            value = tl.inline_asm_elementwise(
+                "{ .reg .b16 a, b; .reg .b32 s; mov.b32 {a, b}, $2; mov.b32 s, {a, a}; mul.rn.bf16x2 $0, $1, s; }",
+                "=r,r,r,r", [codes, wide], dtype=tl.bfloat16, is_pure=True, pack=2,
+            )  # fmt: skip
+        else:
+            value = tl.inline_asm_elementwise(
+                "{ .reg .b16 a, b; .reg .b32 s; mov.b32 {a, b}, $2; mov.b32 s, {b, b}; mul.rn.bf16x2 $0, $1, s; }",
+                "=r,r,r,r", [codes, wide], dtype=tl.bfloat16, is_pure=True, pack=2,
+            )  # fmt: skip
     else:
+        scale = ((scales >> (8 * PLACE)) & 0xFF) << 4 | (SCALE_TOP & 0xFFFF)
+        wide = tl.broadcast_to(scale[:, :, None], (ROWS, GROUPS, 16)).reshape(ROWS, 16 * GROUPS)
         number = (code_bits_portable(words, PLACE) << 16).to(tl.float32, bitcast=True)
-        value = number * (wide.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+        value = number * (wide << 16).to(tl.float32, bitcast=True)
     return value
 
 

@@ -1,13 +1,13 @@
 """NVFP4 weights as the Triton kernels read them: four codes in a 16-bit word, four group scales in a 32-bit one.
 
 Word j of a block of 64 columns holds the codes of columns j, 16 + j, 32 + j and 48 + j, one of each group of 16. Their
-bits lie so that one shift and one mask make a bfloat16 of a code, two words at a time:
+bits lie so that few shifts and masks make a bfloat16 of a code, two words at a time:
 
     place   sign   exponent   fraction      brought to 15, 8 and 7, 6 by
     0       15     8, 7       6             nothing
     1       12     5, 4       3             << 3
-    2       9      2, 1       0             << 6
-    3       14     11, 10     13            << 1, >> 3, >> 7
+    2       14     2, 1       0             << 1, << 6
+    3       13     11, 10     9             << 2, >> 3
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ COLUMNS: Final = 64
 """Columns of a block of words; a row is padded to a multiple."""
 GROUP: Final = 16
 PLACES: Final = 4
+BITS: Final = ((15, 6), (12, 3), (14, 0), (13, 9))
+"""Of a code by place: its sign, and the lowest of the other three."""
 FOLDED: Final = 256.0
 """The kernels' products are 2^-8 of the numbers; the matrix scale makes up for it."""
 _SCALE_EXPONENT: Final = 21
@@ -51,11 +53,9 @@ def _words(codes: Tensor) -> Tensor:
     """Codes [.., K / 16, 16] -> [.., K / 4] int16."""
     wide = codes.to(torch.int32).unflatten(-2, (-1, PLACES))
     sign, exponent, fraction = wide >> 3, wide >> 1 & 3, wide & 1
-    regular = [(sign << 15 | exponent << 7 | fraction << 6) >> (3 * place) for place in range(3)]
-    last = sign << 14 | exponent << 10 | fraction << 13
-    joined = last[..., 3, :]
-    for place, bits in enumerate(regular):
-        joined = joined | bits[..., place, :]
+    joined = torch.zeros_like(wide[..., 0, :])
+    for place, (top, low) in enumerate(BITS):
+        joined |= (sign << top | exponent << (low + 1) | fraction << low)[..., place, :]
     return _wrapped(joined, 16).to(torch.int16).flatten(-2)
 
 

@@ -8,7 +8,8 @@ from srt.worker.device.runner import DeviceRunner
 
 
 def footprint(runner: DeviceRunner, chunk: int, drafts: int, free_bytes: int) -> dict[str, int]:
-    """Bytes by part of the plan, after running the largest step that may come; waits for the device.
+    """Bytes by part of the plan, after the largest batch of images and the largest step that may come; waits for the
+    device.
 
     `free_bytes`: what was free before this process used the GPU. What others take meanwhile counts as the driver's.
     """
@@ -18,6 +19,7 @@ def footprint(runner: DeviceRunner, chunk: int, drafts: int, free_bytes: int) ->
     torch.cuda.reset_peak_memory_stats()
     before = _requested("current")
     with torch.inference_mode():
+        runner.images.rehearse()
         passes.rehearse_largest(chunk, drafts)
     torch.cuda.synchronize()
     free, _ = torch.cuda.mem_get_info()

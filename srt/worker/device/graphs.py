@@ -26,7 +26,7 @@ from srt.worker.device.rows import DeviceOutcome
 log = logging.getLogger(__name__)
 
 PROMPTS: Final = (16, 64, 256, 1024)
-"""Sizes of prompts, in tokens, that need kernels of their own, beside the largest chunk."""
+"""Sizes of prompts, in tokens, that need kernels of their own; the largest chunk is computed once before the start."""
 Replay = Callable[[], None]
 
 
@@ -62,7 +62,7 @@ class Graphs:
 
     def __init__(self, passes: Passes, most_rows: int, depth: int, chunk: int) -> None:
         self._passes = passes
-        self._rehearsals = [(size, False) for size in PROMPTS if size < chunk] + [(chunk, False), (1, True)]
+        self._rehearsals = [(size, False) for size in PROMPTS if size < chunk] + [(1, True)]
         self._records: dict[tuple[int, int], Record] = {}
         self._sizes = record_sizes(most_rows)
         self._left = [(size, drafts) for size in self._sizes for drafts in ({0, depth})]

@@ -199,7 +199,7 @@ class DeviceRunner:
         """
         while self._enqueued and self._enqueued[0].end.passed():
             done = self._enqueued.popleft()
-            yield _result(done, self._clock)
+            yield _result(done, self._clock, 0 if self.graphs is None else self.graphs.bytes)
 
 
 def _parts(plan: StepPlan, starts: Ints) -> list[Part]:
@@ -214,7 +214,7 @@ def _parts(plan: StepPlan, starts: Ints) -> list[Part]:
     return parts
 
 
-def _result(done: Enqueued, clock: Clock) -> StepResult:
+def _result(done: Enqueued, clock: Clock, recorded_bytes: int) -> StepResult:
     """A step's report as the message that the scheduler reads. The report may hold more rows than the plan."""
     plan, report = done.plan, done.report.numpy()
     if report[-1]:
@@ -237,4 +237,5 @@ def _result(done: Enqueued, clock: Clock) -> StepResult:
         guess_us=clock.between_us(done.computed, done.end),
         endings=done.told.endings,
         logprobs=done.told.logprobs,
+        recorded_bytes=recorded_bytes,
     )

@@ -12,8 +12,7 @@ from torch import Tensor
 from srt.layers.attention.contract import AttentionSpec
 from srt.layers.attention.reference import ReferenceAttention
 from srt.layers.batch import ForwardBatch, KVLayer
-from srt.layers.cuda import attention
-from srt.layers.cuda.attention import FEW_LINES, Tiling, TritonAttention
+from srt.layers.cuda.attention import FEW_LINES, Sharing, Tiling, TritonAttention
 from srt.layers.quant.codes import E4M3
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,8 +70,9 @@ class Case:
 
 
 def check(
-    case: Case, spec: AttentionSpec, dtype: torch.dtype, kv_dtype: torch.dtype, tiling: Tiling | None = None
-) -> None:
+    case: Case, spec: AttentionSpec, dtype: torch.dtype, kv_dtype: torch.dtype, tiling: Tiling | None = None,
+    sharing: Sharing | None = None,
+) -> None:  # fmt: skip
     """Store and attend with both backends over the same pages; what is stored and what is attended must agree."""
     batch = case.batch()
     tokens, total = sum(case.counts), int(batch.page_tables[1].max()) + 1
@@ -85,7 +85,7 @@ def check(
     projected = random(tokens, width + spec.q_heads, dtype=dtype, scale=2.0)
     qkv, gates = projected[:, :width], projected[:, width:]
     tolerance = TOLERANCE[dtype]
-    found, expected = TritonAttention(tiling=tiling), ReferenceAttention()
+    found, expected = TritonAttention(tiling=tiling, sharing=sharing or SHARING), ReferenceAttention()
     found.begin(batch)
     expected.begin(batch)
     q, q_expected = found.store(qkv, spec, ours, batch), expected.store(qkv, spec, theirs, batch)
@@ -104,11 +104,8 @@ MIXED = Case([0, 90, 7], [70, 1, 5], page_size=64)
 TWELVE = Case([9, 31], [9, 1], page_size=4, rows=False)
 
 
-@pytest.fixture(autouse=True)
-def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter runs programs one after the other: a GPU that is full with a few."""
-    if DEVICE.type == "cpu":
-        monkeypatch.setattr(attention, "PROGRAMS", 32)
+SHARING = Sharing(programs=512 if DEVICE.type == "cuda" else 32)
+"""The interpreter runs programs one after the other: a GPU that is full with a few."""
 
 
 @pytest.mark.parametrize(
@@ -151,6 +148,13 @@ def test_no_way_to_cut_prompts_changes_what_is_attended(
 ) -> None:
     spec = spec_of(torch.float32, 3, 1, 16, 8, window)
     check(case, spec, torch.float32, torch.float32, replace(tiling, masks=masks))
+
+
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+@pytest.mark.parametrize("window", [None, 40])
+def test_no_way_to_share_keys_out_changes_what_is_attended(window: int | None, page_size: int) -> None:
+    case, sharing = Case([0, 90], [1, 1], page_size), Sharing(programs=8, keys=32, ahead=True, stages=3)
+    check(case, spec_of(torch.float32, 3, 1, 16, 8, window), torch.float32, torch.float32, sharing=sharing)
 
 
 def test_twelve_heads_share_a_key_head() -> None:

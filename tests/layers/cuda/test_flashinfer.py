@@ -23,7 +23,6 @@ from srt.layers.attention.flashinfer import (
 )
 from srt.layers.attention.reference import ReferenceAttention
 from srt.layers.batch import ForwardBatch, KVLayer
-from srt.layers.cuda import attention
 from srt.layers.cuda.attention import TritonAttention
 from srt.layers.gpu import Gpu, current_gpu
 from tests.layers.cuda.test_attention import Case, random, spec_of
@@ -59,7 +58,8 @@ class PlainWrapper:
         self._lists = starts, pages, paged_kv_indices, last
         self._numbers = num_qo_heads // num_kv_heads, page_size, sm_scale, window_left
 
-    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor], *, out: Tensor) -> Tensor:
+    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor], *, out: Tensor, enable_pdl: bool) -> Tensor:
+        assert not enable_pdl
         starts, pages, indices, last = self._lists
         group, page_size, scale, window_left = self._numbers
         for row, (begin, end) in enumerate(itertools.pairwise(starts)):
@@ -91,12 +91,6 @@ class PlainLibrary:
     @property
     def plans(self) -> int:
         return sum(wrapper.plans for wrapper in self.wrappers)
-
-
-@pytest.fixture(autouse=True)
-def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter runs programs one after the other."""
-    monkeypatch.setattr(attention, "PROGRAMS", 16)
 
 
 def known(case: Case) -> ForwardBatch:

@@ -16,7 +16,7 @@ from torch import Tensor
 from srt.layers.gpu import Gpu
 from srt.layers.moe.contract import ExpertShape, PackedExperts
 from srt.layers.moe.triton_experts import BY_ITSELF, TritonExperts, encode, schedule
-from srt.layers.moe.triton_packing import FOLDED, encode_scales, encode_words
+from srt.layers.moe.triton_packing import BITS, FOLDED, encode_scales, encode_words
 from srt.layers.moe.triton_tiles import tiles_for
 from srt.layers.ops import Choice
 from srt.layers.quant.codes import pack_nibbles
@@ -247,8 +247,8 @@ def test_words_and_scales_of_every_code_and_every_scale_decode_to_the_same_numbe
 def decoded(words: Tensor, scales: Tensor, place: int) -> Tensor:
     """What the kernels make of place `place` of every word, in float32: [.., K / 64, 16]."""
     wide = words.int().unflatten(-1, (-1, 16))
-    last = ((wide << 1) & 0x8000) | ((wide >> 3) & 0x180) | ((wide >> 7) & 0x40)
-    bits = (wide << (3 * place)) & 0x81C0 if place < 3 else last
+    sign, low = BITS[place]
+    bits = ((wide >> sign & 1) << 15) | ((wide >> low & 7) << 6)
     scale = ((((scales >> (8 * place)) & 0xFF) << 4) | 0x7000)[..., None]
     values: Tensor = (bits << 16).view(torch.float32) * (scale << 16).view(torch.float32) * FOLDED
     return values

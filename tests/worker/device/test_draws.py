@@ -147,6 +147,23 @@ def test_kernels_cut_ties_as_the_host_does(
     assert batch.sample(FusedSampler(columns=16, tile=tile), logits) == batch.on_host(logits)
 
 
+@pytest.mark.parametrize("sampler", [device.TorchSampler(TorchOps()), FusedSampler(columns=64, tile=256)])
+def test_places_behind_guesses_have_numbers_of_their_own(sampler: device.Sampler) -> None:
+    """Rows that check 0, 2 and 1 guesses have 1, 3 and 2 wanted logits."""
+    chosen = [SamplingSpec(temperature=1.5, top_p=0.9, seed=seed) for seed in (1, 2, 3)]
+    rows, known, drafts = np.array([2, 0, 3]), np.array([40, 7, 500]), np.array([0, 2, 1])
+    state = DeviceRows(DEVICE, 1, 4, 512, 4, 2)
+    state.state[torch.from_numpy(rows).to(DEVICE)] = torch.tensor([[at - 1, at, 2] for at in known.tolist()]).to(DEVICE)
+    sampling = device.RowSampling(DEVICE, 4)
+    sampling.apply([RowStart(int(row), b"", 0, 0, spec) for row, spec in zip(rows, chosen, strict=True)])
+    ones = np.ones(3, np.int64)
+    step = state.begin(layout_of(rows, ones, ones.astype(np.bool_), drafts, DEVICE))
+    logits = torch.randn(6, 100, generator=torch.Generator().manual_seed(6))
+    tokens, _ = sampler.sample(logits.to(DEVICE), step, sampling.settings, filtered=True)
+    each = Batch([chosen[at] for at in (0, 1, 1, 1, 2, 2)], [40, 7, 8, 9, 500, 501])
+    assert tokens.tolist() == each.on_host(logits)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_logits_that_are_not_finite_are_told_and_harm_no_other_row(bad: float) -> None:
     specs = [
