@@ -182,7 +182,7 @@ def bring_up(args: argparse.Namespace, directory: Path, rank: int = 0) -> tuple[
     server = ServerConfig(
         model_path=path, dtype=args.dtype, load_format="dummy" if args.preset else args.load_format,
         max_running_requests=rows, context_length=args.context_length, device=args.device,
-        speculative_algorithm="mtp" if args.mtp else None, random_seed=args.seed,
+        speculative_algorithm="mtp" if args.mtp else "off", random_seed=args.seed,
         attention_backend=args.attention_backend, tp_size=args.tp_size,
     )  # fmt: skip
     device = read_device(args.device)

@@ -297,7 +297,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
 
     device: Annotated[
         str, Option(EXECUTION, "Where the model runs; auto is a GPU if there is one.", choices=("auto", "cpu", "cuda"))
-    ] = "cpu"
+    ] = "auto"
     tp_size: Annotated[
         int,
         Option(

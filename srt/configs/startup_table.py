@@ -50,11 +50,7 @@ def _kv_reason(plan: RuntimePlan) -> str:
 def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
     server, device = plan.server, plan.device
     used = server.tp_size if device.device == "cuda" else 0
-    idle = (
-        f"; {device.cuda_devices - used} NVIDIA device(s) unused, --device cuda takes them"
-        if device.cuda_devices > used
-        else ""
-    )
+    idle = f"; {device.cuda_devices - used} NVIDIA device(s) unused" if device.cuda_devices > used else ""
     asked = "--device" if server.device != "auto" else "auto"
     return [
         Choice("model", server.model_path, _model_reason(plan)),

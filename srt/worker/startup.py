@@ -247,6 +247,7 @@ def start(
     memory |= kv_bytes_by_group(plan.groups, kv)
     facts = {kind: f"{pick.key} ({pick.reason})" for kind, pick in _named(picks)}
     facts |= _expert_facts(experts, formats)
+    facts |= {"ranks": group.describe()} if group.size > 1 else {}
     facts |= {
         "threads": str(plan.worker_threads),
         "weights": f"{_loaded(report)} in {loaded_s:.1f} s",
