@@ -25,8 +25,8 @@ class Gpu(NamedTuple):
 def read_device(
     asked: str, root: Path = Path("/"), gpus: Callable[[], list[Gpu]] | None = None, torch: Path | None = None
 ) -> DeviceFacts:
-    """Facts of the device that `--device` asks for: auto, cpu or cuda; auto takes a GPU where a driver answers and torch
-    is built for it.
+    """Facts of the device that `--device` asks for: auto, cpu or cuda; auto takes a GPU where a driver answers and
+    torch is built for it.
 
     `root` is where /proc, /sys and /dev are; `gpus` asks the driver; `torch` is the folder of torch's package.
     Raises: StartupError for cuda without a GPU.
