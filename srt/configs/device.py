@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -21,27 +22,47 @@ class Gpu(NamedTuple):
     free_bytes: int
 
 
-def read_device(asked: str, root: Path = Path("/"), gpus: Callable[[], list[Gpu]] | None = None) -> DeviceFacts:
-    """Facts of the device that `--device` asks for: auto, cpu or cuda; auto takes a GPU where a driver answers.
+def read_device(
+    asked: str, root: Path = Path("/"), gpus: Callable[[], list[Gpu]] | None = None, torch: Path | None = None
+) -> DeviceFacts:
+    """Facts of the device that `--device` asks for: auto, cpu or cuda; auto takes a GPU where a driver answers and
+    torch is built for it.
 
-    `root` is where /proc, /sys and /dev are; `gpus` asks the driver. Raises: StartupError for cuda without a GPU.
+    `root` is where /proc, /sys and /dev are; `gpus` asks the driver; `torch` is the folder of torch's package.
+    Raises: StartupError for cuda without a GPU.
     """
     nodes = len(list(root.glob("dev/nvidia[0-9]*")))
     found = (gpus or ask_driver)() if nodes and asked != "cpu" else []
     cores = min(len(os.sched_getaffinity(0)), _group_cores(root))
-    if found:
+    why = "" if asked == "cpu" or not nodes else _refusal(found, torch or _torch_folder())
+    if found and not why:
         free = min(gpu.free_bytes for gpu in found)
         return DeviceFacts("cuda", found[0].name, memory_bytes=free, cores=cores, cuda_devices=len(found))
     if asked == "cuda":
-        why = "its driver does not answer (nvidia-smi)" if nodes else "no NVIDIA device is there"
-        raise StartupError(f"--device cuda: {why}; use --device cpu")
+        raise StartupError(f"--device cuda: {why or 'no NVIDIA device is there'}; use --device cpu")
     return DeviceFacts(
         device="cpu",
         name=_processor(root),
         memory_bytes=min(_available_memory(root), _group_memory(root)),
         cores=cores,
         cuda_devices=nodes,
+        unused_because=why,
     )
+
+
+def _refusal(gpus: Sequence[Gpu], torch: Path | None) -> str:
+    """Why GPUs that are there cannot be used; empty if they can."""
+    if not gpus:
+        return "its driver does not answer (nvidia-smi)"
+    # This process does not import torch; what it is built for shows in its libraries.
+    if torch is None or not (torch / "lib" / "libtorch_cuda.so").is_file():
+        return "torch is installed without CUDA"
+    return ""
+
+
+def _torch_folder() -> Path | None:
+    spec = importlib.util.find_spec("torch")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
 def ask_driver() -> list[Gpu]:

@@ -183,5 +183,7 @@ LAYER_KERNELS: Final = 16
 OTHER_KERNELS: Final = 40
 KERNEL_BYTES: Final = 4096
 """Of a recorded kernel; an estimate."""
-CONTEXT_BYTES: Final = 640 << 20
-"""An estimate of what the driver, the libraries and their kernels hold on one GPU."""
+CONTEXT_BYTES: Final = 757 << 20
+"""What the driver, the libraries and their kernels hold on one GPU; measured on an H200, slice8 in nvfp4."""
+RANKS_BYTES: Final = 779 << 20
+"""What NCCL and memory that ranks share hold beside it, where there are several; measured with two."""

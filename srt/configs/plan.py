@@ -131,6 +131,8 @@ class DeviceFacts(msgspec.Struct, frozen=True):
     """Cores that this server may use at the same time."""
     cuda_devices: int = 0
     """NVIDIA devices that are there, used or not."""
+    unused_because: str = ""
+    """Why they are not, where nobody asked for the CPU."""
 
     @property
     def kind(self) -> str:

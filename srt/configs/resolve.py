@@ -14,6 +14,7 @@ from srt.configs.drafting import kv_groups, resolve_drafting
 from srt.configs.memory import (
     CONTEXT_BYTES,
     ITEM_BYTES,
+    RANKS_BYTES,
     Spread,
     Work,
     check_split,
@@ -172,7 +173,7 @@ def _kept(
             "rows": row_bytes(model, work, limits.context, entries, spread.item_bytes),
             "largest step": step_bytes(model, work, spread),
             "graphs": graph_bytes(model, work, spread),
-            "driver": CONTEXT_BYTES,
+            "driver": CONTEXT_BYTES + (RANKS_BYTES if server.tp_size > 1 else 0),
         }
     return {part: size * server.tp_size for part, size in (tables | features | rest).items() if size}
 

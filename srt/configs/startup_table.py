@@ -50,7 +50,8 @@ def _kv_reason(plan: RuntimePlan) -> str:
 def _work_rows(plan: RuntimePlan, reasons: Reasons) -> list[Choice]:
     server, device = plan.server, plan.device
     used = server.tp_size if device.device == "cuda" else 0
-    idle = f"; {device.cuda_devices - used} NVIDIA device(s) unused" if device.cuda_devices > used else ""
+    why = f", {device.unused_because}" if device.unused_because else ""
+    idle = f"; {device.cuda_devices - used} NVIDIA device(s) unused{why}" if device.cuda_devices > used else ""
     asked = "--device" if server.device != "auto" else "auto"
     return [
         Choice("model", server.model_path, _model_reason(plan)),

@@ -76,7 +76,8 @@ NODES = {"dev/nvidia0": "", "dev/nvidia1": "", "dev/nvidiactl": ""}
 
 def test_a_gpu_whose_driver_answers_is_taken(tmp_path: Path) -> None:
     root = machine(tmp_path, MEMINFO | NODES)
-    facts = read_device("auto", root, lambda: [Gpu("Big GPU", 5 << 30), Gpu("Big GPU", 3 << 30)])
+    torch = machine(tmp_path / "torch", {"lib/libtorch_cuda.so": ""})
+    facts = read_device("auto", root, lambda: [Gpu("Big GPU", 5 << 30), Gpu("Big GPU", 3 << 30)], torch)
     assert (facts.device, facts.name, facts.memory_bytes, facts.cuda_devices) == ("cuda", "Big GPU", 3 << 30, 2)
     assert read_device("cpu", root, lambda: [Gpu("Big GPU", 1)]).device == "cpu"
 
@@ -84,6 +85,15 @@ def test_a_gpu_whose_driver_answers_is_taken(tmp_path: Path) -> None:
 def test_a_gpu_whose_driver_is_silent_is_counted_and_left(tmp_path: Path) -> None:
     facts = read_device("auto", machine(tmp_path, MEMINFO | NODES), list)
     assert (facts.device, facts.cuda_devices) == ("cpu", 2)
+
+
+def test_a_gpu_that_torch_is_not_built_for_is_left_with_the_reason(tmp_path: Path) -> None:
+    root, torch = machine(tmp_path, MEMINFO | NODES), machine(tmp_path / "torch", {"lib/libtorch_cpu.so": ""})
+    facts = read_device("auto", root, lambda: [Gpu("Big GPU", 5 << 30)], torch)
+    assert (facts.device, facts.cuda_devices) == ("cpu", 2)
+    assert facts.unused_because == "torch is installed without CUDA"
+    with pytest.raises(StartupError, match="--device cuda: torch is installed without CUDA; use --device cpu"):
+        read_device("cuda", root, lambda: [Gpu("Big GPU", 5 << 30)], torch)
 
 
 def test_cuda_without_a_gpu_is_refused_with_a_sentence(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ def footprint(runner: DeviceRunner, chunk: int, drafts: int, free_bytes: int) ->
     """Bytes by part of the plan, after the largest batch of images and the largest step that may come; waits for the
     device.
 
-    `free_bytes`: what was free before this process used the GPU. What others take meanwhile counts as the driver's.
+    `free_bytes`: what was free before this process used the GPU. What others take meanwhile counts as the driver's;
+    where they gave back more, nothing is told of the driver.
     """
     passes = runner.passes
     torch.cuda.synchronize()
@@ -23,11 +24,12 @@ def footprint(runner: DeviceRunner, chunk: int, drafts: int, free_bytes: int) ->
         passes.rehearse_largest(chunk, drafts)
     torch.cuda.synchronize()
     free, _ = torch.cuda.mem_get_info()
-    return {
+    found = {
         "rows": passes.rows.bytes + passes.proposer.bytes,
         "largest step": _requested("peak") - before,
-        "driver": free_bytes - free - torch.cuda.memory_reserved(),
     }
+    driver = free_bytes - free - torch.cuda.memory_reserved()
+    return found | ({"driver": driver} if driver > 0 else {})
 
 
 def _requested(which: str) -> int:

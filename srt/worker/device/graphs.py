@@ -157,5 +157,5 @@ class Graphs:
         with torch.cuda.graph(graph, pool=self._pool):
             left: Any = work()
         self._pool = graph.pool()
-        self.bytes += free - torch.cuda.mem_get_info()[0]
+        self.bytes += max(0, free - torch.cuda.mem_get_info()[0])  # another process may have given memory back
         return graph.replay, left
