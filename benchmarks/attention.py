@@ -27,7 +27,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from benchmarks.moe import gpu_context, integers, seconds
+from benchmarks.gpu import gpu_context, integers, seconds
 from benchmarks.report import append, context
 from srt.layers.attention.contract import AttentionBackend, AttentionSpec
 from srt.layers.attention.flashinfer import FlashInfer, FlashInferAttention, Shape, refusal

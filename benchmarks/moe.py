@@ -10,8 +10,6 @@ holds these calls, divided by their number. Before anything is timed, results ar
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.gpu import gpu_context, integers, seconds
 from benchmarks.report import append, context
 from srt.layers.gpu import current_gpu
 from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
@@ -121,26 +120,6 @@ def check(layer: Layer) -> float:
     return worst
 
 
-def seconds(call: Callable[[int], Any], calls: int, replays: int) -> float:
-    """Median time of a call out of `calls` different ones in a CUDA graph."""
-    call(0)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for number in range(calls):
-            call(number)
-    graph.replay()
-    times = []
-    for _ in range(replays):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(float(start.elapsed_time(end)) / 1e3 / calls)
-    return statistics.median(times)
-
-
 def measure(layer: Layer, tokens: int, args: argparse.Namespace) -> dict[str, Any]:
     """One line of the result: time, bytes that had to move, floor, share of it."""
     calls = SHORT if tokens <= args.experts // args.top_k else LONG
@@ -157,18 +136,6 @@ def measure(layer: Layer, tokens: int, args: argparse.Namespace) -> dict[str, An
         "floor_ms": round(floor * 1e3, 4), "floor_percent": round(100 * floor / took, 1),
         "gb_per_s": round(moved / took / 1e9), "tflop_per_s": round(products / took / 1e12, 1),
     }  # fmt: skip
-
-
-def gpu_context() -> dict[str, str]:
-    """The GPU and the versions that figures depend on."""
-    import triton
-
-    versions = {"torch": torch.__version__, "cuda": str(torch.version.cuda), "triton": str(triton.__version__)}
-    return {"gpu": torch.cuda.get_device_name()} | versions
-
-
-def integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
 
 
 def main() -> None:

@@ -40,8 +40,22 @@ class Line:
     points: Sequence[tuple[int, float]]
 
 
-def floor_ms(preset: str, form: str, rows: int, bandwidth: float, ranks: int = 1) -> float:
-    """Milliseconds that the bytes of a step of `rows` rows need at `bandwidth` bytes a second on each rank."""
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of a preset that every step reads, those of all routed experts, and what share of these a token needs."""
+
+    always: int
+    routed: int
+    share: float
+
+    def floor_ms(self, rows: int, bandwidth: float, ranks: int = 1) -> float:
+        """Milliseconds that the bytes of a step of `rows` rows need at `bandwidth` bytes a second on each rank."""
+        touched = 1 - (1 - self.share) ** rows
+        return (self.always + self.routed * touched) / bandwidth / ranks * 1e3
+
+
+def weights_of(preset: str, form: str) -> Weights:
+    """What the plan for a preset says of it."""
     with tempfile.TemporaryDirectory() as name:
         path = write_preset(Path(name), preset, form)
         server = ServerConfig(model_path=name, load_format="dummy", context_length=8192, max_running_requests=256)
@@ -49,9 +63,8 @@ def floor_ms(preset: str, form: str, rows: int, bandwidth: float, ranks: int = 1
         moe = read_config(path).text.moe
     parts = {part.removeprefix("weights: "): size for part, size in plan.memory.items() if part.startswith("weights: ")}
     routed = parts.pop("routed experts", 0)
-    touched = 1 - (1 - moe.chosen / moe.experts) ** rows if moe else 0.0
-    read = sum(size for part, size in parts.items() if part not in UNREAD) + routed * touched
-    return read / bandwidth / ranks * 1e3
+    always = sum(size for part, size in parts.items() if part not in UNREAD)
+    return Weights(always, routed, moe.chosen / moe.experts if moe else 0.0)
 
 
 def lines_of(results: Sequence[dict[str, Any]], bandwidth: float) -> list[Line]:
@@ -62,10 +75,11 @@ def lines_of(results: Sequence[dict[str, Any]], bandwidth: float) -> list[Line]:
         ranks = options.get("tp_size", 1)
         if not options.get("preset") or len(decoded) < 2 or options.get("mtp"):
             continue
-        floors = {
-            int(rows): floor_ms(options["preset"], options["format"], int(rows), bandwidth, ranks) for rows in decoded
-        }
-        points = [(int(rows), figures["mean"] / floors[int(rows)]) for rows, figures in decoded.items()]
+        weights = weights_of(options["preset"], options["format"])
+        points = [
+            (int(rows), figures["mean"] / weights.floor_ms(int(rows), bandwidth, ranks))
+            for rows, figures in decoded.items()
+        ]
         name = f"{options['preset']} {options['format']}" + (f", {ranks} GPUs" if ranks > 1 else "")
         lines.append(Line(name, points))
     return lines

@@ -11,8 +11,6 @@ of a sum: one draw in a hundred, where there are a hundred thousand tokens to ch
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import gpu_context, integers, seconds
 from benchmarks.report import append, context
 from srt.layers.cuda.ops import TritonOps
 from srt.layers.gpu import current_gpu
@@ -74,26 +73,6 @@ def work_of(name: str, rows: int, args: argparse.Namespace) -> Work:
     return Work(logits.bfloat16(), step, sampling)
 
 
-def microseconds(call: Callable[[], Any], replays: int) -> float:
-    """Median time of a call, out of replays of a graph of a few."""
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(CALLS):
-            call()
-    graph.replay()
-    times = []
-    for _ in range(replays):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(float(start.elapsed_time(end)) * 1e3 / CALLS)
-    return statistics.median(times)
-
-
 def check(name: str, plain: Sampler, kernels: Sampler, args: argparse.Namespace) -> float:
     """Share of rows that get the same token from both. Ends the run if they are few."""
     work = work_of(name, CHECKED, args)
@@ -108,20 +87,20 @@ def measure(name: str, rows: int, plain: Sampler, kernels: Sampler, args: argpar
     spec = SPECS[name]
     work, filtered = work_of(name, rows, args), spec.top_k > 0 or spec.top_p < 1.0
     ways = {
-        "torch_us": lambda: work.draw(plain, filtered=filtered),
-        "kernels_us": lambda: work.draw(kernels, filtered=filtered),
+        "torch_us": lambda _: work.draw(plain, filtered=filtered),
+        "kernels_us": lambda _: work.draw(kernels, filtered=filtered),
         # As where one other row has a filter.
-        "beside_us": lambda: work.draw(kernels, filtered=True),
+        "beside_us": lambda _: work.draw(kernels, filtered=True),
     }
     return {"draw": name, "rows": rows} | {
-        way: round(microseconds(call, args.replays), 1) for way, call in ways.items()
+        way: round(seconds(call, CALLS, args.replays) * 1e6, 1) for way, call in ways.items()
     }
 
 
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="1,8,64,256", help="rows of a step (default %(default)s)")
+    parser.add_argument("--rows", type=integers, default=[1, 8, 64, 256], help="rows of a step (default 1,8,64,256)")
     parser.add_argument("--vocabulary", type=int, default=128_896, help="default %(default)s")
     parser.add_argument("--spread", type=float, default=3.0, help="standard deviation of logits (default %(default)s)")
     parser.add_argument("--replays", type=int, default=9, help="default %(default)s")
@@ -137,14 +116,13 @@ def main() -> None:
     with torch.inference_mode():
         for name in SPECS:
             same = check(name, plain, kernels, args)
-            for rows in map(int, args.rows.split(",")):
+            for rows in args.rows:
                 one = measure(name, rows, plain, kernels, args) | {"same": same}
                 results.append(one)
                 print("{draw:<14}{rows:>6}{torch_us:>10}{kernels_us:>10}{beside_us:>16}{same:>8.3f}".format(**one))
     if args.out is not None:
-        machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": str(torch.version.cuda)}
         options = {"vocabulary": args.vocabulary, "spread": args.spread}
-        append(args.out, {"benchmark": "sampling", **context(), **machine, **options, "results": results})
+        append(args.out, {"benchmark": "sampling", **context(), **gpu_context(), **options, "results": results})
 
 
 if __name__ == "__main__":

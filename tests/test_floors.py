@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.plot import draw, floor_ms, lines_of
+from benchmarks.plot import draw, lines_of, weights_of
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "h200-steps.jsonl"
 NAMESPACE = "{http://www.w3.org/2000/svg}"
@@ -27,7 +27,7 @@ NAMESPACE = "{http://www.w3.org/2000/svg}"
 def test_the_floor_is_the_time_that_the_weights_of_a_step_need(
     preset: str, form: str, rows: int, expected: float
 ) -> None:
-    assert floor_ms(preset, form, rows, 4.3e12) == pytest.approx(expected, rel=0.01)
+    assert weights_of(preset, form).floor_ms(rows, 4.3e12) == pytest.approx(expected, rel=0.01)
 
 
 def test_every_stored_result_is_drawn_as_a_line_above_the_floor() -> None:

@@ -1,4 +1,6 @@
-"""What a server's weights take in memory, part by part, over all ranks: arithmetic on the model's list of weights.
+"""What a server takes in memory beside KV, part by part: arithmetic on the model's list of weights and activations.
+
+First weights, over all ranks; then, on a GPU, what the largest step, rows and recorded steps of one rank take.
 
 Weights in float32 or bfloat16 take the width of the model's dtype whatever they are stored in; coded ones keep their
 codes and scales. What every rank holds whole counts once a rank.
@@ -18,6 +20,24 @@ PANEL_ROWS: Final = 32
 CODE_BITS: Final = {"fp8": 8, "nvfp4": 4, "nvfp4-a16": 4}
 WIDTH_GRAIN: Final = {"fp8": 128, "nvfp4": 16, "nvfp4-a16": 16}
 """A rank's part of an expert's width is padded to a multiple of this."""
+FINE: Final = 8
+"""Up to so many rows every number has a record; beyond, an eighth of the number may be filled up."""
+PIXELS_PER_BATCH: Final = 16_384 * 14 * 14
+"""What one run of the image tower sees: 6 global views of 728 pixels, or 12 crops. Its activations take memory."""
+DRAW_BYTES: Final = 40 << 10
+"""What drawing from a row of logits takes beside them."""
+LIBRARY_BYTES: Final = 32 << 20
+"""What cuBLAS works in."""
+TOKEN_BYTES: Final = 192
+"""Beside a token's numbers: its id, position, slots, and where it belongs."""
+LAYER_KERNELS: Final = 16
+OTHER_KERNELS: Final = 40
+KERNEL_BYTES: Final = 4096
+"""Of a recorded kernel; an estimate."""
+CONTEXT_BYTES: Final = 757 << 20
+"""What the driver, the libraries and their kernels hold on one GPU; measured on an H200, slice8 in nvfp4."""
+RANKS_BYTES: Final = 779 << 20
+"""What NCCL and memory that ranks share hold beside it, where there are several; measured with two."""
 
 
 class Spread(NamedTuple):
@@ -167,23 +187,3 @@ def graph_bytes(model: ModelFacts, work: Work, spread: Spread) -> int:
     left = kept * (model.activations.hidden_values * spread.item_bytes + TOKEN_BYTES)
     kernels = LAYER_KERNELS * (model.activations.layers + work.modules) + OTHER_KERNELS
     return largest + left + len(sizes) * len(kinds) * kernels * KERNEL_BYTES
-
-
-FINE: Final = 8
-"""Up to so many rows every number has a record; beyond, an eighth of the number may be filled up."""
-PIXELS_PER_BATCH: Final = 16_384 * 14 * 14
-"""What one run of the image tower sees: 6 global views of 728 pixels, or 12 crops. Its activations take memory."""
-DRAW_BYTES: Final = 40 << 10
-"""What drawing from a row of logits takes beside them."""
-LIBRARY_BYTES: Final = 32 << 20
-"""What cuBLAS works in."""
-TOKEN_BYTES: Final = 192
-"""Beside a token's numbers: its id, position, slots, and where it belongs."""
-LAYER_KERNELS: Final = 16
-OTHER_KERNELS: Final = 40
-KERNEL_BYTES: Final = 4096
-"""Of a recorded kernel; an estimate."""
-CONTEXT_BYTES: Final = 757 << 20
-"""What the driver, the libraries and their kernels hold on one GPU; measured on an H200, slice8 in nvfp4."""
-RANKS_BYTES: Final = 779 << 20
-"""What NCCL and memory that ranks share hold beside it, where there are several; measured with two."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -23,3 +24,8 @@ class Gpu:
 def current_gpu() -> Gpu | None:
     """The GPU that torch would use now; None without one."""
     return Gpu(torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
+
+
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """A copy of a tensor of the host, for which the host does not wait."""
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from srt.configs.memory import PIXELS_PER_BATCH
 from srt.configs.plan import ImageConfig
+from srt.layers.gpu import to_device
 from srt.messages import ImageSpan, ImageWork
 from srt.models.contract import ImageEncoder
 from srt.tiles import TileFiles
@@ -133,9 +134,8 @@ class ImageFeatures:
         if not pixels:
             return ()
         tensor = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, size, size, 3)
-        if self._device.type == "cuda":
-            tensor = tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.unbind()
+        views: tuple[Tensor, ...] = to_device(tensor, self._device).unbind()
+        return views
 
     def _run(self, views: list[Tensor]) -> list[Tensor]:
         """Features of views of one size, in as few batches as are allowed."""

@@ -26,7 +26,7 @@ from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.cuda.attention import FEW_LINES, TritonAttention
 from srt.layers.cuda.launch import Launch
 from srt.layers.cuda.prompt_kernels import gate_kernel
-from srt.layers.gpu import Gpu
+from srt.layers.gpu import Gpu, to_device
 
 log = logging.getLogger(__name__)
 
@@ -240,9 +240,7 @@ class FlashInferAttention:
         lists = page_lists(batch.query_starts_list, batch.kv_lens_list, batch.page_size, spec.window)
         both = torch.from_numpy(np.concatenate([lists.lines, lists.places]))
         table = batch.page_tables[spec.group]
-        if table.device.type == "cuda":
-            both = both.pin_memory().to(table.device, non_blocking=True)
-        lines, places = both.split(len(lists.lines))
+        lines, places = to_device(both, table.device).split(len(lists.lines))
         if batch.table_rows is not None:
             lines = batch.table_rows[lines]
         starts, pages, last = (

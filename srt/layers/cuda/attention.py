@@ -18,15 +18,13 @@ from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.cuda import attention_kernels as kernels
 from srt.layers.cuda import prompt_kernels
 from srt.layers.cuda.launch import Launch
-from srt.layers.gpu import Gpu
+from srt.layers.gpu import Gpu, to_device
 from srt.layers.quant.codes import E4M3
 
 STORE_HEADS: Final = 16
 FEW_LINES: Final = 64
 """Rows with at most so many tokens x query heads a key head take one tile each, cut along the keys."""
 MOST_PARTS: Final = 32
-
-
 WIDE: Final = 256
 """Bytes of a head up to which a tile has room for three blocks of keys and values at once."""
 
@@ -180,9 +178,6 @@ class TritonAttention:
                 order = np.argsort(-firsts, kind="stable")
                 rows, firsts = rows[order], firsts[order]
             both = torch.from_numpy(np.concatenate([rows, firsts.astype(np.int32)]))
-            device = batch.positions.device
-            if device.type == "cuda":
-                both = both.pin_memory()
-            both = both.to(device, non_blocking=True)
+            both = to_device(both, batch.positions.device)
             self._tiles[tokens] = _Tiles(*both.split(len(rows)))
         return self._tiles[tokens]

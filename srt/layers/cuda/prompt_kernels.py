@@ -124,7 +124,7 @@ def prompt_kernel(
     CODED: tl.constexpr, LINES: tl.constexpr, KEYS: tl.constexpr, BY_PAGE: tl.constexpr, AHEAD: tl.constexpr,
     MASKS: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A few tokens of one row and the query heads of one key head; `MASKS` is one of `attention.Masks`."""
+    """A few tokens of one row and the query heads of one key head; `MASKS` as `attention.Tiling` says."""
     GROUP: tl.constexpr = Q_HEADS // KV_HEADS
     TOKENS: tl.constexpr = LINES // GROUP
     head, tile = tl.program_id(0), tl.program_id(1)

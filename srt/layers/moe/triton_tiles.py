@@ -20,9 +20,9 @@ class Tile:
     tma: bool = False
     """Weights come through the tensor memory accelerator."""
     joined: bool = False
+    """NVFP4: one long product a step in place of four, which pays where the matrix units are the limit."""
     shares: int = 1
     """Programs that share K out among them, where there would be too few to keep the GPU busy."""
-    """NVFP4: one long product a step in place of four, which pays where the matrix units are the limit."""
 
 
 @dataclass(frozen=True)
