@@ -297,7 +297,7 @@ def by_kernel(engine: Engine, batches: list[int], prompt: int) -> str:
             engine.decode(rows, 8)
         added, counts, last = Counter[str](), Counter[str](), None
         for event in sorted(recording.events() or [], key=lambda event: event.time_range.end):
-            if event.device_type is DeviceType.CUDA:
+            if event.device_type == DeviceType.CUDA:
                 begin = event.time_range.start if last is None else last
                 last = max(begin, event.time_range.end)
                 added[event.name] += last - begin
