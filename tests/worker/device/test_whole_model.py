@@ -22,18 +22,18 @@ from srt.tiles import TileFiles
 from srt.worker.image_features import ImageFeatures
 from srt.worker.startup import DTYPES, worker_device
 from tests.models.test_vision_tower import load_tower
+from tests.support.gpu import ON_A_GPU
 from tests.support.steps import NO_DRAFTS
 from tests.support.whole_model import TINY, Asker, Deviation, Engine, Place, Question, Reference, Way, regret
 
 log = logging.getLogger(__name__)
-GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 CPU: Final = Place("cpu", "bfloat16")
 HALF: Final = Place("cuda", "bfloat16")
 SINGLE: Final = Place("cuda", "float32")
 PLACES = [
     pytest.param(CPU, id="cpu"),
-    pytest.param(HALF, id="gpu", marks=GPU),
-    pytest.param(SINGLE, id="gpu-float32", marks=GPU),
+    pytest.param(HALF, id="gpu", marks=ON_A_GPU),
+    pytest.param(SINGLE, id="gpu-float32", marks=ON_A_GPU),
 ]
 FEW = {"recall": 1, "sort": 1, "tool_call": 1, "image_digit": 1}
 MANY = {
