@@ -12,6 +12,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionMessage
 from openai.types.chat.chat_completion import Choice
 
 from srt.builtin.tasks import Example, evaluation_set
+from tests.support.gpu import DEVICES
 from tests.support.server import Server
 from tools.builtin import text
 
@@ -32,10 +33,10 @@ ADD = {
 }
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+@pytest.fixture(scope="module", params=DEVICES)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server on the built-in model."""
-    with Server() as running:
+    with Server(device=request.param) as running:
         yield running
 
 

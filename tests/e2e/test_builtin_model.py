@@ -15,6 +15,7 @@ from srt.builtin.tasks import FAMILIES
 from srt.evaluation.ask import Answers, Questions, ask_all
 from srt.evaluation.command import EVALUATED
 from tests.support.checkpoints import write_checkpoint
+from tests.support.gpu import DEVICES
 from tests.support.server import Server
 
 WANTED = 0.97
@@ -49,10 +50,10 @@ def wrong_families(answers: Answers) -> dict[str, int]:
     return {name: count for name, count in right.items() if count < least_right(PROMPTS)}
 
 
-@pytest.fixture(scope="module")
-def exact() -> Iterator[Server]:
+@pytest.fixture(scope="module", params=DEVICES)
+def exact(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server on the built-in model in float32."""
-    with Server("--model-path", "builtin:tiny", "--dtype", "float32") as running:
+    with Server("--model-path", "builtin:tiny", "--dtype", "float32", device=request.param) as running:
         yield running
 
 
@@ -66,7 +67,7 @@ def blind(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Server]:
     """A server that was told nothing at all."""
-    with Server() as running:
+    with Server(device=None) as running:
         yield running
 
 

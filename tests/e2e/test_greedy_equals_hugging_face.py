@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.gpu import ON_A_GPU
 from tests.support.server import Server
 from tests.support.workload import HuggingFace, generate_all, long_answers, mixed_requests
 
@@ -20,6 +21,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "with small chunks and big pages": ("--chunked-prefill-size", "64", "--page-size", "64"),
     "with two ranks": ("--tp-size", "2"),
 }
+GPU_SETTINGS = ("defaults", "with too little memory", "with pages of one token", "with small chunks and big pages")
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +30,13 @@ def verdicts() -> dict[tuple[tuple[int, ...], tuple[int, ...]], str | None]:
     return {}
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    ("device", "setting"),
+    [("cpu", setting) for setting in SETTINGS]
+    + [pytest.param("cuda", setting, marks=ON_A_GPU) for setting in SETTINGS if setting in GPU_SETTINGS],
+)
 def test_200_greedy_requests_equal_hugging_face(
+    device: str,
     setting: str,
     nano: Path,
     truth: HuggingFace,
@@ -38,7 +45,7 @@ def test_200_greedy_requests_equal_hugging_face(
     requests = REQUESTS if setting != "with two ranks" else REQUESTS[:60]
     if setting == "with too little memory":
         requests = long_answers(60, vocab=4096, seed=21) + requests
-    with Server("--model-path", str(nano), "--dtype", "float32", *SETTINGS[setting]) as server:
+    with Server("--model-path", str(nano), "--dtype", "float32", *SETTINGS[setting], device=device) as server:
         answers = generate_all(server, requests)
         retracted = server.metric("num_retracted_requests_total")
         evicted = server.metric("evicted_tokens_total")

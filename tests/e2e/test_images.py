@@ -20,6 +20,7 @@ from srt.configs.models import read_facts
 from srt.evaluation.ask import Questions, ask_all
 from srt.evaluation.command import EVALUATED
 from tests.support.checkpoints import write_checkpoint
+from tests.support.gpu import DEVICES, ON_A_GPU
 from tests.support.pictures import ROOMY, data_uri, file_of, picture
 from tests.support.server import Answer, Server
 from tests.tokenizer.test_images import png
@@ -68,7 +69,8 @@ def text_of(result: dict[str, Any]) -> str:
 # --- answers ---------------------------------------------------------------------------------------------
 
 
-def test_greedy_answers_about_several_images_equal_hugging_face(server: Server, tiny: Path) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_greedy_answers_about_several_images_equal_hugging_face(device: str, tiny: Path) -> None:
     """Through the HTTP API, template, tiles, tower and paged attention; transformers gets ids and pixels."""
     from transformers import Step3p7ForConditionalGeneration
 
@@ -81,7 +83,8 @@ def test_greedy_answers_about_several_images_equal_hugging_face(server: Server, 
     images = [base64.b64encode(file).decode() for file in files]
     params = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True}
     body = {"text": text, "image_data": images, "sampling_params": params, "return_prompt_token_ids": True}
-    answer = server.post("/generate", body).json
+    with Server("--model-path", str(tiny), "--dtype", "float32", device=device) as server:
+        answer = server.post("/generate", body).json
     prompt, output = answer["prompt_token_ids"], answer["output_ids"]
     truth = Step3p7ForConditionalGeneration.from_pretrained(str(tiny), dtype=torch.float32)
     views = [make_views(file, config, ROOMY, "vendor") for file in files]
@@ -124,8 +127,13 @@ def crowd(seed: int) -> tuple[list[Question], list[bytes]]:
     return questions, files
 
 
-@pytest.mark.parametrize(("page_size", "dtype"), [(16, "float32"), (1, "bfloat16")])
-def test_64_concurrent_requests_with_images_answer_as_one_at_a_time(tiny: Path, page_size: int, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("page_size", "dtype", "device"),
+    [(16, "float32", "cpu"), (1, "bfloat16", "cpu"), pytest.param(16, "float32", "cuda", marks=ON_A_GPU)],
+)
+def test_64_concurrent_requests_with_images_answer_as_one_at_a_time(
+    tiny: Path, page_size: int, dtype: str, device: str
+) -> None:
     questions, files = crowd(page_size)
 
     def parts(question: Question) -> list[str | bytes]:
@@ -134,7 +142,7 @@ def test_64_concurrent_requests_with_images_answer_as_one_at_a_time(tiny: Path, 
     used = {part for question in questions for part in question.parts if isinstance(part, int)}
     count = sum(isinstance(part, int) for question in questions for part in question.parts)
     arguments = ["--model-path", str(tiny), "--dtype", dtype, "--page-size", str(page_size)]
-    with Server(*arguments) as server:
+    with Server(*arguments, device=device) as server:
         with ThreadPoolExecutor(64) as pool:
             together = list(pool.map(lambda question: ask(server, *parts(question)), questions))
         encoded, batches = server.metric("images_encoded_total"), server.metric("image_batches_total")
@@ -142,7 +150,7 @@ def test_64_concurrent_requests_with_images_answer_as_one_at_a_time(tiny: Path, 
         assert batches < encoded, "the tower ran fewer times than there are images"
         assert server.metric("images_total") == count
         assert server.metric("kv_pages_leaked") == 0
-    with Server(*arguments, "--disable-radix-cache", "--max-running-requests", "1") as server:
+    with Server(*arguments, "--disable-radix-cache", "--max-running-requests", "1", device=device) as server:
         alone = [ask(server, *parts(question)) for question in questions]
     assert [text_of(result) for result in together] == [text_of(result) for result in alone]
     for one, other in zip(together, alone, strict=True):
@@ -153,10 +161,11 @@ def test_64_concurrent_requests_with_images_answer_as_one_at_a_time(tiny: Path, 
         )
 
 
-def test_the_built_in_model_sees_what_is_in_images() -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_built_in_model_sees_what_is_in_images(device: str) -> None:
     """Shapes, digits and one of several images, from 8 clients at once; in the long run 99 of 100 are right."""
     families = tuple(name for name, kind in EVALUATED.items() if kind == "images")
-    with Server("--model-path", "builtin:tiny") as server:
+    with Server("--model-path", "builtin:tiny", device=device) as server:
         questions = Questions(server.url, families, 10, 8, 17, True)
         asked = asyncio.run(ask_all(questions, quiet=True)).asked
         assert server.metric("images_encoded_total") > 30

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from srt.builtin.tasks import evaluation_set
@@ -94,6 +95,26 @@ def test_01_06_09_27_29_30_31_answers_are_those_without_guesses(setting: str, pl
         assert server.metric("kv_pages_leaked") == 0
         if setting == "mtp in a tiny pool":
             assert server.metric("evicted_tokens_total") > 0
+
+
+@pytest.fixture(scope="module")
+def plain_on_a_gpu() -> list[Any]:
+    """The answers without guesses, in float32: there sums of other batches round in another way, but hardly."""
+    with Server(
+        "--model-path", str(TINY), "--dtype", "float32", "--speculative-algorithm", "off", device="cuda"
+    ) as server:
+        return answers(server, bodies())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if setting.startswith(("mtp", "one"))])
+def test_on_a_gpu_answers_are_those_without_guesses(setting: str, plain_on_a_gpu: list[Any]) -> None:
+    with Server("--model-path", str(TINY), "--dtype", "float32", *SETTINGS[setting], device="cuda") as server:
+        told = answers(server, bodies())
+        assert server.metric("spec_accepted_tokens_total") > 0
+        assert server.metric("kv_pages_leaked") == 0
+    assert [answer[:4] for answer in told] == [answer[:4] for answer in plain_on_a_gpu]
 
 
 @pytest.fixture(scope="module")

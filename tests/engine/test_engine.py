@@ -24,7 +24,7 @@ GREEDY = {"max_new_tokens": 16, "temperature": 0}
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[srt.Engine]:
-    with srt.Engine(context_length=512, max_running_requests=8) as made:
+    with srt.Engine(device="cpu", context_length=512, max_running_requests=8) as made:
         yield made
 
 
@@ -115,7 +115,7 @@ def test_wrong_options_are_refused_in_the_words_of_the_command_line() -> None:
 
 def test_a_lost_process_ends_every_call_with_its_name() -> None:
     before = server_processes(os.getpid())
-    with srt.Engine(context_length=2048) as engine:
+    with srt.Engine(device="cpu", context_length=2048) as engine:
         events = engine.generate("1,", stream=True, sampling_params={"max_new_tokens": 2000, "ignore_eos": True})
         next(events)
         started = server_processes(os.getpid()) - before
@@ -136,7 +136,8 @@ def title(pid: int) -> str:
 
 
 def test_a_program_that_is_killed_leaves_no_process_behind() -> None:
-    code = "import srt, time\nengine = srt.Engine(context_length=256)\nprint('up', flush=True)\ntime.sleep(600)"
+    start = "import srt, time\nengine = srt.Engine(device='cpu', context_length=256)"
+    code = f"{start}\nprint('up', flush=True)\ntime.sleep(600)"
     program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(srt.__file__).parents[1])
     assert program.stdout is not None
     assert program.stdout.readline() == b"up\n"

@@ -28,11 +28,14 @@ def free_port() -> int:
 
 
 class Server:
-    """`server launch ARGS` on a free port; ready when the `with` block begins, gone when it ends."""
+    """`server launch ARGS` on a free port; ready when the `with` block begins, gone when it ends.
 
-    def __init__(self, *args: str, env: dict[str, str] | None = None) -> None:
+    On the CPU unless told otherwise, whose answers are the same in every batch; None leaves `--device` out.
+    """
+
+    def __init__(self, *args: str, env: dict[str, str] | None = None, device: str | None = "cpu") -> None:
         self.port = free_port()
-        self.args = [*args, "--port", str(self.port)]
+        self.args = [*args, *([] if device is None else ["--device", device]), "--port", str(self.port)]
         self.env = {**os.environ, **(env or {})}
         self.log_path = Path(tempfile.mkstemp(prefix="srt-test-", suffix=".log")[1])
         self.process: subprocess.Popen[bytes] | None = None

@@ -1,0 +1,12 @@
+"""Marks for tests that need a GPU, or run on one as well."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+import torch
+
+ON_A_GPU: Final = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+DEVICES: Final = ["cpu", pytest.param("cuda", marks=ON_A_GPU)]
+"""What `--device` is given: everywhere the CPU, and the GPU where there is one."""
