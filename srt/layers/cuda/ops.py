@@ -8,7 +8,9 @@ import torch
 import triton
 from torch import Tensor
 
+from srt.layers.cuda import router_kernels
 from srt.layers.cuda import small_kernels as kernels
+from srt.layers.cuda.arrivals import Counters
 from srt.layers.cuda.launch import Launch
 from srt.layers.gpu import Gpu
 from srt.layers.ops import Choice
@@ -19,6 +21,10 @@ ROUTER_PROGRAMS: Final = 288
 """Of a router's products: with few tokens they are shared out along K too, or most of the GPU would look on."""
 MOST_SHARES: Final = 8
 ROUTER_STEP: Final = 128
+CHOSEN_AT_ONCE: Final = 4
+"""Up to so many tokens, one for each warp, the last of the router's programs chooses experts for all."""
+WARP: Final = 32
+"""Threads of a warp."""
 
 
 class TritonOps:
@@ -26,6 +32,7 @@ class TritonOps:
 
     def __init__(self, gpu: Gpu | None = None) -> None:
         self._launch = Launch(gpu)
+        self._arrived = Counters(1)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._norm(x, None, weight, eps)[0]
@@ -72,15 +79,18 @@ class TritonOps:
         shares = 1 << (shares.bit_length() - 1)  # each number is compiled for
         share = triton.cdiv(triton.cdiv(size, shares), ROUTER_STEP) * ROUTER_STEP
         partial = torch.empty(shares, tokens, experts, dtype=torch.float32, device=x.device)
-        kernels.router_logits_kernel[triton.cdiv(tokens, rows), triton.cdiv(experts, columns), shares](
-            x, x.stride(0), packed, partial, tokens,
-            SIZE=size, EXPERTS=experts, SHARE=share, ROWS=rows, COLUMNS=columns, STEP=ROUTER_STEP, **self._launch,
+        choose = CHOSEN_AT_ONCE if tokens <= CHOSEN_AT_ONCE else 0
+        lanes = max(WARP, triton.next_power_of_2(top_k))
+        router_kernels.router_kernel[triton.cdiv(tokens, rows), triton.cdiv(experts, columns), shares](
+            x, x.stride(0), packed, partial, tokens, bias, ids, weights, factor, self._arrived.on(x.device),
+            SIZE=size, EXPERTS=experts, SHARE=share, ROWS=rows, COLUMNS=columns, STEP=ROUTER_STEP, SHARES=shares,
+            TOP_K=top_k, LANES=lanes, CHOOSE=choose, **self._launch,
         )  # fmt: skip
-        kernels.choose_kernel[tokens,](
-            partial, bias, ids, weights, tokens, factor,
-            EXPERTS=experts, BLOCK=triton.next_power_of_2(experts), SHARES=shares, TOP_K=top_k,
-            PADDED_K=triton.next_power_of_2(top_k), num_warps=1, **self._launch,
-        )  # fmt: skip
+        if not choose:
+            router_kernels.choose_kernel[tokens,](
+                partial, bias, ids, weights, tokens, factor,
+                EXPERTS=experts, SHARES=shares, TOP_K=top_k, LANES=lanes, num_warps=1, **self._launch,
+            )  # fmt: skip
         return Choice(ids, weights)
 
     def sample_greedy(self, logits: Tensor) -> Tensor:
