@@ -1,6 +1,7 @@
-"""The router in Triton: logits of all experts in float32, shared out along K, and the choice of each token's experts.
+"""The router in Triton: logits of all experts in float32, and the choice of each token's experts.
 
-Few tokens are chosen for by the last program of the kernel that makes the logits, more by a kernel of their own.
+Few tokens take one kernel, whose last program chooses. With more the logits are products of matrices, shared out along
+K, and another kernel chooses.
 """
 
 from __future__ import annotations
@@ -16,16 +17,38 @@ LOWEST = tl.constexpr(-(2**31))
 
 
 @jit(do_not_specialize=["tokens"])
-def router_kernel(
-    x: tl.tensor, x_stride: tl.tensor, weight: tl.tensor, partial: tl.tensor, tokens: tl.tensor, bias: tl.tensor,
-    ids: tl.tensor, weights: tl.tensor, factor: tl.tensor, counter: tl.tensor, SIZE: tl.constexpr,
-    EXPERTS: tl.constexpr, SHARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
-    SHARES: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr, CHOOSE: tl.constexpr, PDL: tl.constexpr,
+def route_few_kernel(
+    x: tl.tensor, x_stride: tl.tensor, weight: tl.tensor, bias: tl.tensor, logits: tl.tensor, counter: tl.tensor,
+    ids: tl.tensor, weights: tl.tensor, tokens: tl.tensor, factor: tl.tensor, SIZE: tl.constexpr, PADDED: tl.constexpr,
+    EXPERTS: tl.constexpr, COLUMNS: tl.constexpr, COUNT: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:  # fmt: skip
-    """partial[s] = x[:, share s] weight[:, share s]^T: a block of tokens by a block of experts over one share of K.
+    """Logits of up to `COUNT` tokens for some experts, whose weights are there before the tokens are; the last program
+    chooses for all tokens."""
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    steps = tl.arange(0, PADDED)
+    inside, within = columns < EXPERTS, steps < SIZE
+    own = tl.load(weight + columns[:, None] * SIZE + steps[None, :], mask=inside[:, None] & within[None, :], other=0.0)
+    biases = biases_of(bias, EXPERTS, LANES)
+    take_over(PDL)
+    given: tl.tuple = ()
+    for token in tl.static_range(COUNT):
+        given += (tl.load(x + token * x_stride + steps, mask=within & (token < tokens), other=0.0),)
+    for token in tl.static_range(COUNT):
+        logit = tl.sum(own * given[token].to(tl.float32)[None, :], axis=1)
+        tl.store(logits + token * EXPERTS + columns, logit, mask=inside & (token < tokens))
+    last = last_to_arrive(counter, tl.num_programs(0))
+    if last:
+        choose(logits, biases, ids, weights, 0, tokens, factor, EXPERTS, 1, TOP_K, LANES, COUNT)
 
-    Then the choice for up to `CHOOSE` tokens, one block, unless that is 0.
-    """
+
+@jit(do_not_specialize=["tokens"])
+def router_logits_kernel(
+    x: tl.tensor, x_stride: tl.tensor, weight: tl.tensor, partial: tl.tensor, tokens: tl.tensor, SIZE: tl.constexpr,
+    EXPERTS: tl.constexpr, SHARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+    PDL: tl.constexpr,
+) -> None:  # fmt: skip
+    """partial[s] = x[:, share s] weight[:, share s]^T: a block of tokens by a block of experts over one share of K."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     share = tl.program_id(2)
@@ -51,10 +74,6 @@ def router_kernel(
             total = tl.dot(a.to(tl.float32), b, total, input_precision="ieee")
     target = partial + (share.to(tl.int64) * tokens + rows[:, None]) * EXPERTS + columns[None, :]
     tl.store(target, total, mask=live[:, None] & inside[None, :])
-    if CHOOSE > 0:
-        last = last_to_arrive(counter, tl.num_programs(1) * SHARES)
-        if last:
-            choose(partial, bias, ids, weights, 0, tokens, factor, EXPERTS, SHARES, TOP_K, LANES, CHOOSE)
 
 
 @jit(do_not_specialize=["tokens"])
@@ -63,14 +82,25 @@ def choose_kernel(
     EXPERTS: tl.constexpr, SHARES: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """The choice for one token."""
-    take_over(PDL)
     token = tl.program_id(0).to(tl.int64)
-    choose(partial, bias, ids, weights, token, tokens, factor, EXPERTS, SHARES, TOP_K, LANES, 1)
+    biases = biases_of(bias, EXPERTS, LANES)
+    take_over(PDL)
+    choose(partial, biases, ids, weights, token, tokens, factor, EXPERTS, SHARES, TOP_K, LANES, 1)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def biases_of(bias: tl.tensor, EXPERTS: tl.constexpr, LANES: tl.constexpr) -> tl.tuple:
+    """The biases of all experts in blocks of `LANES`."""
+    biases: tl.tuple = ()
+    for block in tl.static_range((EXPERTS + LANES - 1) // LANES):
+        expert = block * LANES + tl.arange(0, LANES)[None, :]
+        biases += (tl.load(bias + expert, mask=expert < EXPERTS, other=0.0),)
+    return biases
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def choose(
-    partial: tl.tensor, bias: tl.tensor, ids: tl.tensor, weights: tl.tensor, first: tl.tensor, tokens: tl.tensor,
+    partial: tl.tensor, biases: tl.tuple, ids: tl.tensor, weights: tl.tensor, first: tl.tensor, tokens: tl.tensor,
     factor: tl.tensor, EXPERTS: tl.constexpr, SHARES: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr,
     COUNT: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -92,8 +122,7 @@ def choose(
             part = partial + (share * tokens + token) * EXPERTS + expert
             logit += tl.load(part, mask=inside, other=0.0, cache_modifier=".cg")
         score = 1.0 / (1.0 + tl.exp(-logit))
-        key = score + tl.load(bias + expert, mask=expert < EXPERTS, other=0.0)
-        keys += (tl.where(expert < EXPERTS, ordered(key), LOWEST),)
+        keys += (tl.where(expert < EXPERTS, ordered(score + biases[block]), LOWEST),)
         scores += (score.to(tl.int32, bitcast=True),)
     chosen = tl.zeros((COUNT, LANES), tl.int32)
     taken = tl.zeros((COUNT, LANES), tl.int32)
