@@ -330,6 +330,8 @@ def worker_device(plan: RuntimePlan, rank: int) -> torch.device:
         raise StartupError(f"torch {torch.__version__} cannot use the {plan.device.name}; use --device cpu")
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
+    # Float32 means float32, in the image tower's convolutions as well. (This name is no attribute of a module to mypy.)
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     return device
 
 

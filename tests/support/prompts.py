@@ -21,14 +21,23 @@ from tests.support.pictures import ROOMY, file_of
 
 
 class ImagePrompt:
-    """Token ids with images in between, whose tiles are in the files of `rundir`."""
+    """Token ids with images in between, whose tiles are in the files of `rundir`.
 
-    def __init__(self, parts: Sequence[list[int] | Image.Image], config: ImageConfig, rundir: Path) -> None:
+    `marks` are the tokens that images are written with; without any they lie below the placeholder.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[list[int] | Image.Image],
+        config: ImageConfig,
+        rundir: Path,
+        marks: ImageTokenIds | None = None,
+    ) -> None:
         self._config = config
         files = TileFiles(rundir, config)
         files.make()
         last = config.image_token_id
-        marks = ImageTokenIds(last, *(last - at for at in range(1, 6)))
+        marks = marks or ImageTokenIds(last, *(last - at for at in range(1, 6)))
         self.tokens: list[int] = []
         self.spans: list[ImageSpan] = []
         self.views: list[Views] = []

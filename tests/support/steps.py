@@ -18,6 +18,7 @@ from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.parameter import Parameters
 from srt.messages import ImageSpan, PageUpdate, RowStart, SamplingSpec, StepPlan, StepResult
 from srt.models.contract import LanguageModel
+from srt.worker.device.runner import DeviceRunner
 from srt.worker.startup import Picks, start
 
 GREEDY = SamplingSpec(temperature=0.0)
@@ -96,6 +97,8 @@ class Steps:
         self.runner = start(plan, rundir, rank, lambda done, total: None, picks).runner
         self.plan, self.recorder = plan, Recorder(self.runner.model)
         self.runner.model = self.recorder
+        self._wide = isinstance(self.runner, DeviceRunner)
+        """Steps have room for all guesses that a row may have."""
         self.step = 0
         self.logits: dict[int, list[Tensor]] = {}
         self.tokens: dict[int, list[int]] = {}
@@ -158,7 +161,8 @@ class Steps:
             new = next(kept) if emitted else 1
             self.logits[row].append(self.recorder.last[at : at + count + new - 1].clone())
             self.computed[row] += count + new - 1
-            at += count + (next(drafted) if emitted else 0)
+            guesses = next(drafted) if emitted else 0
+            at += count + (drafts * emitted if self._wide else guesses)
             if emitted:
                 self.tokens[row] += [next(sampled) for _ in range(new)]
         return result

@@ -18,7 +18,7 @@ from srt.layers.moe import triton_dispatch as dispatch
 from srt.layers.moe import triton_kernels as kernels
 from srt.layers.moe.contract import ExpertShape, PackedExperts, Route, StoredExperts
 from srt.layers.moe.triton_packing import COLUMNS, FOLDED, encode_words
-from srt.layers.moe.triton_tiles import Tile, dense_tiles, tiles_for
+from srt.layers.moe.triton_tiles import Tile, dense_tiles, for_float32, tiles_for
 from srt.layers.ops import Choice
 from srt.layers.quant.codes import E4M3
 from srt.layers.quant.contract import StoredWeight, WeightFormat
@@ -176,6 +176,8 @@ class TritonExperts:
             return torch.empty_like(hidden)
         tokens = hidden.shape[0]
         tiles = dense_tiles(tokens, self._hopper)
+        if hidden.dtype == torch.float32:
+            tiles = for_float32(tiles)
         plan = unsorted(hidden, DENSE, -(-tokens // tiles.rows), tiles.rows)
         inner = gate_up(PLAIN, hidden, shared, plan, tiles.gate_up, 1, BY_ITSELF)
         return down(PLAIN, inner, shared, plan, tiles.down, BY_ITSELF)
@@ -184,6 +186,8 @@ class TritonExperts:
         """Every chosen expert's output: [T, H] -> [T * K, H]; rows of experts elsewhere are not written."""
         tokens, top_k = choice.ids.shape
         tiles = tiles_for(self._kind, tokens * top_k, experts.shape.experts, self._hopper)
+        if self._kind == PLAIN and hidden.dtype == torch.float32:
+            tiles = for_float32(tiles)
         if not tokens:
             return hidden.new_empty(0, experts.shape.hidden)
         launch = self._launch if tokens <= EARLY_TOKENS else BY_ITSELF

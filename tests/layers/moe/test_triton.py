@@ -17,7 +17,7 @@ from srt.layers.gpu import Gpu
 from srt.layers.moe.contract import ExpertShape, PackedExperts
 from srt.layers.moe.triton_experts import BY_ITSELF, TritonExperts, encode, schedule
 from srt.layers.moe.triton_packing import BITS, FOLDED, encode_scales, encode_words
-from srt.layers.moe.triton_tiles import tiles_for
+from srt.layers.moe.triton_tiles import dense_tiles, for_float32, tiles_for
 from srt.layers.ops import Choice
 from srt.layers.quant.codes import pack_nibbles
 from srt.layers.quant.contract import StoredWeight, WeightFormat
@@ -42,6 +42,8 @@ TOLERANCE = {
     ("nvfp4", torch.bfloat16): 1e-2,
 }
 LIMIT = 0.3
+SHARED_BYTES = 227 << 10
+"""That a program may have on Hopper."""
 
 
 def runner_of(weights: WeightFormat) -> TritonExperts:
@@ -269,6 +271,14 @@ def test_every_number_of_pairs_has_tiles_whose_steps_fit_the_format(kind: int, p
         assert 128 % tile.columns == 0 or kind == 0
         assert tile.step % {0: 16, 1: 128, 2: 64}[kind] == 0
         assert kind != 1 or tile.step == 128
+
+
+@pytest.mark.parametrize("pairs", [1, 8, 100, 2_000, 10_000, 70_000])
+def test_tiles_of_float32_fit_into_the_memory_of_a_multiprocessor(pairs: int) -> None:
+    for tiles in (for_float32(tiles_for(0, pairs, 288, True)), for_float32(dense_tiles(pairs, True))):
+        for tile, matrices in ((tiles.gate_up, 2), (tiles.down, 1)):
+            assert tile.stages * (matrices * tile.columns + tiles.rows) * tile.step * 4 <= SHARED_BYTES
+            assert tile.step % 16 == 0
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 60, 900, 1500])

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 import torch
-from torch import Tensor
 
 from srt.configs.memory import FINE, record_sizes
 from srt.configs.plan import DeviceFacts
 from srt.messages import SamplingSpec, StepPlan
-from srt.worker.device.graphs import Graphs, Record
+from srt.worker.device.graphs import Record
 from srt.worker.device.runner import DeviceRunner
 from srt.worker.startup import Pick, reference_backends
 from tests.support.checkpoints import write_checkpoint
+from tests.support.records import Recorder
 from tests.support.steps import GREEDY, MTP, NO_DRAFTS, Steps, plan_for, random_ids
 
 
@@ -29,26 +27,6 @@ def test_numbers_of_rows_with_a_record_rise_to_the_most_and_waste_little(most: i
     assert found == sorted(set(found)) and found[-1] == most
     assert found[: min(most, FINE)] == list(range(1, min(most, FINE) + 1))
     assert all(later <= before * 9 / 8 + 1 for before, later in pairwise(found))
-
-
-class Recorder(Graphs):
-    """Records that compute again what they were made from, where it lay: what a GPU does when it plays them back."""
-
-    def _captured(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        left = work()
-        return lambda: put(work(), left), left
-
-
-def put(found: Any, where: Any) -> None:
-    """Write all tensors of a record into those of another."""
-    if isinstance(found, Tensor):
-        where.copy_(found.clone())
-    elif isinstance(found, tuple):
-        for one, its in zip(found, where, strict=True):
-            put(one, its)
-    elif is_dataclass(found):
-        for field in fields(found):
-            put(getattr(found, field.name), getattr(where, field.name))
 
 
 KINDS = {
