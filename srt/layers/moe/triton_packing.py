@@ -1,8 +1,8 @@
 """NVFP4 weights as the Triton kernels read them: four codes in a 16-bit word, four group scales in a 32-bit one.
 
-Word j of a block of 64 columns holds the codes of columns j, 16 + j, 32 + j and 48 + j, one of each group of 16. An even
-word and the odd one behind it are read as 32 bits, whose bits lie so that the fewest shifts and masks make two bfloat16
-of the codes at one place, and of the shifts as many to the left as can be, which the GPU also does by multiplying:
+Word j of a block of 64 columns holds the codes of columns j, 16 + j, 32 + j and 48 + j, one of each group of 16. An
+even word and the odd one behind it are read as 32 bits, which lie so that the fewest shifts and masks make two bfloat16
+of the codes at one place, with as many of the shifts to the left as can be, since those may also be multiplications:
 
     place   sign   exponent   fraction      brought to 15, 8 and 7, 6 by
     0       15     8, 7       6             nothing
@@ -79,4 +79,5 @@ def encode_scales(raw: Tensor) -> Tensor:
     shift = torch.where(magnitude >= 4, 1, torch.where(magnitude >= 2, 2, 3))
     subnormal = ((_SCALE_EXPONENT - 6 - shift) << 3) + ((magnitude << shift) & 7)
     first, second, third, last = torch.where(magnitude >= 8, normal, subnormal).unflatten(-1, (-1, PLACES)).unbind(-1)
-    return first << 4 | second << 12 | third << 20 | last << 28 | last >> 4
+    joined: Tensor = first << 4 | second << 12 | third << 20 | last << 28 | last >> 4
+    return joined

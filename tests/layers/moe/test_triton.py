@@ -250,8 +250,9 @@ def decoded(words: Tensor, scales: Tensor, place: int) -> Tensor:
     """What the kernels make of place `place` of every word, in float32: [.., K / 64, 16]."""
     pairs = words.view(torch.int32).long()[..., None] & 0xFFFFFFFF
     odd = torch.tensor([0, 16], device=words.device)
-    bits = sum((pairs >> (where + odd) % 32 & 1) << to for where, to in zip(BITS[place], (15, 8, 7, 6), strict=True))
-    bits = bits.int().flatten(-2).unflatten(-1, (-1, 16))
+    from_to = zip(BITS[place], (15, 8, 7, 6), strict=True)
+    bits = torch.stack([(pairs >> (where + odd) % 32 & 1) << to for where, to in from_to]).sum(0).int()
+    bits = bits.flatten(-2).unflatten(-1, (-1, 16))
     raw = scales.long() & 0xFFFFFFFF
     byte = ((raw | raw << 32) >> (4 + 8 * place)).int() & 0xFF
     scale = (byte << 4 | 0x7000)[..., None]
