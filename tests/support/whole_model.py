@@ -213,10 +213,10 @@ class Deviation:
         median, most = relative.quantile(torch.tensor([0.5, 0.99])).tolist()
         return cls(median, most, float(relative.square().mean().sqrt()))
 
-    def widened(self, factor: float, floor: Deviation) -> Deviation:
-        """So many times as far off, and a little more."""
-        mine, its = ((one.median, one.most, one.typical) for one in (self, floor))
-        return Deviation(*(factor * own + more for own, more in zip(mine, its, strict=True)))
+    def widened(self, times: Deviation, more: Deviation) -> Deviation:
+        """So many times as far off, and so much more."""
+        parts = zip(*((one.median, one.most, one.typical) for one in (self, times, more)), strict=True)
+        return Deviation(*(own * factor + added for own, factor, added in parts))
 
     def __le__(self, bound: Deviation) -> bool:
         return self.median <= bound.median and self.most <= bound.most and self.typical <= bound.typical

@@ -45,8 +45,12 @@ MANY = {
 """Prompts of 15 to 1,452 tokens, with a window of 64."""
 ROOM: Final = {"cpu": 24, "cuda": 60}
 """Tokens of an answer."""
-ROUNDED: Final = Deviation(5e-4, 5e-3, 2e-3)
-"""What bfloat16 may be further off than plain torch in bfloat16 by 1.5 times as much."""
+TIMES: Final = Deviation(1.2, 1.5, 1.5)
+"""How many times as far off as those of plain torch in bfloat16 logits in bfloat16 may be."""
+IMAGE_TIMES: Final = Deviation(1.5, 1.5, 1.5)
+"""The same of images' features, which torch's own kernels compute in either place."""
+MORE: Final = Deviation(1e-4, 5e-3, 2e-3)
+"""And how much further; what few positions decide varies more than the median of thousands."""
 EXACT: Final = Deviation(2e-5, 2e-4, 3e-3)
 """Float32: sums in another order, other roots and exponentials; once in a while another expert."""
 MARGIN: Final = {"bfloat16": 0.5, "float32": 1e-3}
@@ -144,16 +148,16 @@ def test_logits_are_as_near_to_float32_as_those_of_plain_torch(bench: Bench, pla
         found.append(steps.all_logits(row).float().cpu())
         plain.append(bench.reference("bfloat16").logits(question, more))
         truth.append(bench.reference("float32").logits(question, more))
-    deviation, bound = Deviation.of(found, truth), bound_of(plain, truth, place.dtype)
+    deviation, bound = Deviation.of(found, truth), bound_of(plain, truth, place.dtype, TIMES)
     log.info("%s, at most %s", deviation, bound)
     assert deviation <= bound
     for at in range(len(questions)):
         assert Deviation.of(found[at : at + 1], truth[at : at + 1]).median < 0.02
 
 
-def bound_of(plain: list[Tensor], truth: list[Tensor], dtype: str) -> Deviation:
+def bound_of(plain: list[Tensor], truth: list[Tensor], dtype: str, times: Deviation) -> Deviation:
     """How far off something may be, beside what is found in plain bfloat16."""
-    return EXACT if dtype == "float32" else Deviation.of(plain, truth).widened(1.5, ROUNDED)
+    return EXACT if dtype == "float32" else Deviation.of(plain, truth).widened(times, MORE)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -187,7 +191,7 @@ def test_images_of_all_sizes_have_the_features_of_plain_torch_alone_and_together
     together = bench.features(place, [spans])
     alone = bench.features(place, [[span] for span in spans])
     plain, truth = (bench.features(Place("cpu", dtype), [spans]) for dtype in ("bfloat16", "float32"))
-    bound = bound_of(plain, truth, place.dtype)
+    bound = bound_of(plain, truth, place.dtype, IMAGE_TIMES)
     for found in (together, alone):
         deviation = Deviation.of(found, truth)
         log.info("%s, at most %s", deviation, bound)
