@@ -17,7 +17,6 @@ from srt.layers.attention.contract import AttentionSpec
 from srt.layers.batch import ForwardBatch, KVLayer
 from srt.layers.cuda import attention_kernels as kernels
 from srt.layers.cuda import prompt_kernels
-from srt.layers.cuda.arrivals import Counters
 from srt.layers.cuda.launch import Launch
 from srt.layers.gpu import Gpu, to_device
 from srt.layers.quant.codes import E4M3
@@ -25,9 +24,6 @@ from srt.layers.quant.codes import E4M3
 STORE_HEADS: Final = 16
 FEW_LINES: Final = 64
 """Rows with at most so many tokens x query heads a key head take one tile each, cut along the keys."""
-FEWEST_LINES: Final = 16
-"""The smallest tile. What is attended for it in parts the last part adds up: for more, one program would take longer
-than another kernel."""
 MOST_PARTS: Final = 32
 WIDE: Final = 256
 """Bytes of a head up to which a tile has room for three blocks of keys and values at once."""
@@ -97,7 +93,6 @@ class TritonAttention:
         self._launch = Launch(gpu)
         self._tiling = Tiling() if tiling is None else tiling
         self._sharing = Sharing() if sharing is None else sharing
-        self._arrived = Counters(self._sharing.programs)
         self._tiles: dict[int, _Tiles] = {}
         self._table_rows = torch.empty(0, dtype=torch.int64)
         self._longest = 1
@@ -151,23 +146,20 @@ class TritonAttention:
         tokens, rows, group = q.shape[0], len(batch.query_starts_list) - 1, spec.q_heads // spec.kv_heads
         out = torch.empty(tokens, spec.q_heads * spec.head_dim, dtype=q.dtype, device=q.device)
         sharing, lines = self._sharing.fitting(spec.head_dim * q.element_size()), self._longest * group
-        lines = max(FEWEST_LINES, triton.next_power_of_2(lines))
-        parts = sharing.parts(rows * spec.kv_heads, spec.window)
-        add_up = parts > 1 and lines == FEWEST_LINES
+        lines, parts = max(16, triton.next_power_of_2(lines)), sharing.parts(rows * spec.kv_heads, spec.window)
         part_out, part_sums = q, q
         if parts > 1:
             part_out = torch.empty(tokens, spec.q_heads, parts, spec.head_dim, dtype=torch.float32, device=q.device)
             part_sums = torch.empty(tokens, spec.q_heads, parts, 2, dtype=torch.float32, device=q.device)
         table = batch.page_tables[spec.group]
         kernels.attend_kernel[rows, spec.kv_heads, parts](
-            q, kv.k, kv.v, gates, gates.stride(0), out, part_out, part_sums, self._arrived.on(q.device),
-            batch.query_starts, batch.kv_lens, table, table.stride(0), self._table_rows, spec.k_scale, spec.v_scale,
-            spec.scale,
+            q, kv.k, kv.v, gates, gates.stride(0), out, part_out, part_sums, batch.query_starts, batch.kv_lens, table,
+            table.stride(0), self._table_rows, spec.k_scale, spec.v_scale, spec.scale,
             Q_HEADS=spec.q_heads, KV_HEADS=spec.kv_heads, SIZE=spec.head_dim, WINDOW=spec.window or 0,
             PAGE=batch.page_size, CODED=kv.k.dtype == E4M3, PARTS=parts, LINES=lines, KEYS=sharing.keys,
-            AHEAD=sharing.ahead, ADD_UP=add_up, num_warps=sharing.warps, num_stages=sharing.stages, **self._launch,
+            AHEAD=sharing.ahead, num_warps=sharing.warps, num_stages=sharing.stages, **self._launch,
         )  # fmt: skip
-        if parts > 1 and not add_up:
+        if parts > 1:
             kernels.combine_kernel[tokens, spec.q_heads](
                 part_out, part_sums, gates, gates.stride(0), out,
                 Q_HEADS=spec.q_heads, SIZE=spec.head_dim, PARTS=parts, num_warps=2, **self._launch,

@@ -1,7 +1,5 @@
 """Paged attention in Triton: prepare q, k and v; attend for a few tokens of a row; add up what was attended in parts.
 
-Where a row's tokens are few enough, the last part to be attended adds up; else a kernel of its own does.
-
 A program of `attend_kernel` has a few tokens of one row and all query heads of one key head, so that each key is read
 once for all of them: line m of its tile is token m // GROUP of its tokens and query head m % GROUP of the key head's.
 """
@@ -11,15 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from srt.layers.cuda.arrivals import last_to_arrive
 from srt.layers.cuda.jit import jit
 from srt.layers.cuda.launch import take_over
 from srt.layers.cuda.prompt_kernels import pages_of, places_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
 E4M3_MAX = tl.constexpr(448.0)
-AT_ONCE = tl.constexpr(8)
-"""Parts under way at once."""
 
 
 @jit(do_not_specialize_on_alignment=["positions", "slots"])
@@ -74,21 +69,18 @@ def store_kernel(
 def keys_of(
     position: tl.tensor, length: tl.tensor, part: tl.tensor, TOKENS: tl.constexpr, WINDOW: tl.constexpr,
     PARTS: tl.constexpr, KEYS: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """The first key that `TOKENS` tokens from `position` on see, the keys [begin, end) of one part of theirs, and the
-    number of parts, at least one, behind which there are no keys."""
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """The first key that `TOKENS` tokens from `position` on see, and the keys [begin, end) of one part of theirs."""
     end = tl.minimum(length, position + TOKENS)
     lowest = position * 0
     if WINDOW > 0:
         lowest = tl.maximum(0, position - WINDOW + 1)
     begin = lowest // KEYS * KEYS
-    parts = position * 0 + 1
     if PARTS > 1:
         share = tl.cdiv(tl.cdiv(tl.maximum(end - begin, 0), KEYS), PARTS) * KEYS
-        parts = tl.maximum(tl.cdiv(end - begin, tl.maximum(share, 1)), 1)
         begin += part * share
         end = tl.minimum(end, begin + share)
-    return lowest, begin, end, parts
+    return lowest, begin, end
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -108,20 +100,20 @@ def weigh(
 @jit()
 def attend_kernel(
     q: tl.tensor, keys: tl.tensor, values: tl.tensor, gates: tl.tensor, gate_stride: tl.tensor, out: tl.tensor,
-    part_out: tl.tensor, part_sums: tl.tensor, counters: tl.tensor, query_starts: tl.tensor, kv_lens: tl.tensor,
-    table: tl.tensor, table_stride: tl.tensor, table_rows: tl.tensor, k_scale: tl.tensor, v_scale: tl.tensor,
-    scale: tl.tensor, Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr, WINDOW: tl.constexpr,
-    PAGE: tl.constexpr, CODED: tl.constexpr, PARTS: tl.constexpr, LINES: tl.constexpr, KEYS: tl.constexpr,
-    AHEAD: tl.constexpr, ADD_UP: tl.constexpr, PDL: tl.constexpr,
+    part_out: tl.tensor, part_sums: tl.tensor, query_starts: tl.tensor, kv_lens: tl.tensor, table: tl.tensor,
+    table_stride: tl.tensor, table_rows: tl.tensor, k_scale: tl.tensor, v_scale: tl.tensor, scale: tl.tensor,
+    Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr, WINDOW: tl.constexpr, PAGE: tl.constexpr,
+    CODED: tl.constexpr, PARTS: tl.constexpr, LINES: tl.constexpr, KEYS: tl.constexpr, AHEAD: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The few tokens of one row, the query heads of one key head, one part of the keys that they see; with `ADD_UP`
-    the last part adds up all."""
+    """The few tokens of one row, the query heads of one key head, one part of the keys that they see."""
     GROUP: tl.constexpr = Q_HEADS // KV_HEADS
     TOKENS: tl.constexpr = LINES // GROUP
     row, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     take_over(PDL)
-    start, length = tl.load(query_starts + row), tl.load(kv_lens + row)
+    start = tl.load(query_starts + row)
     count = tl.load(query_starts + row + 1) - start
+    length = tl.load(kv_lens + row)
     lines = tl.arange(0, LINES)
     token = lines // GROUP
     live = (token < count) & (lines < TOKENS * GROUP)
@@ -129,7 +121,7 @@ def attend_kernel(
     columns = tl.arange(0, SIZE)
     place = (start + token).to(tl.int64) * Q_HEADS + head * GROUP + lines % GROUP
     own = tl.load(q + place[:, None] * SIZE + columns[None, :], mask=live[:, None], other=0.0)
-    lowest, begin, end, parts = keys_of(length - count, length, part, TOKENS, WINDOW, PARTS, KEYS)
+    lowest, begin, end = keys_of(length - count, length, part, TOKENS, WINDOW, PARTS, KEYS)
     table += tl.load(table_rows + row) * table_stride
     factor = scale * LOG2E * (tl.load(k_scale) if CODED else 1.0)
     largest = tl.full((LINES,), -float("inf"), tl.float32)
@@ -155,72 +147,18 @@ def attend_kernel(
         largest, sums, total = weigh(largest, sums, total, score, v)
     if CODED:
         total *= tl.load(v_scale)
-    gate = tl.load(gates + (start + token).to(tl.int64) * gate_stride + head * GROUP + lines % GROUP, mask=live)
-    target = out + place[:, None] * SIZE + columns[None, :]
-    if PARTS == 1:
-        store_opened(target, total, sums, gate, live)
-    elif part < parts or not ADD_UP:
-        store_part(part_out, part_sums, place * PARTS + part, columns, live, largest, sums, total, SIZE)
-        if ADD_UP:
-            last = last_to_arrive(counters + row * KV_HEADS + head, parts)
-            if last:
-                total, sums = add_up(part_out, part_sums, place * PARTS, live, parts, LINES, SIZE, PARTS)
-                store_opened(target, total, sums, gate, live)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def store_opened(target: tl.tensor, total: tl.tensor, sums: tl.tensor, gate: tl.tensor, live: tl.tensor) -> None:
-    """Values over their sum, times the sigmoid of their head's gate."""
-    opened = 1.0 / (1.0 + tl.exp(-gate.to(tl.float32))) / tl.where(sums > 0, sums, 1.0)
-    tl.store(target, (total * opened[:, None]).to(target.dtype.element_ty), mask=live[:, None])
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def store_part(
-    part_out: tl.tensor, part_sums: tl.tensor, place: tl.tensor, columns: tl.tensor, live: tl.tensor,
-    largest: tl.tensor, sums: tl.tensor, total: tl.tensor, SIZE: tl.constexpr,
-) -> None:  # fmt: skip
-    """One part of some lines: values, and what they are to be weighed by."""
-    tl.store(part_out + place[:, None] * SIZE + columns[None, :], total, mask=live[:, None])
-    tl.store(part_sums + place * 2, largest, mask=live)
-    tl.store(part_sums + place * 2 + 1, sums, mask=live)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def add_up(
-    part_out: tl.tensor, part_sums: tl.tensor, first: tl.tensor, live: tl.tensor, parts: tl.tensor,
-    LINES: tl.constexpr, SIZE: tl.constexpr, PARTS: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """The first `parts` parts of some lines, weighed by their sums, in their order; behind them nothing was stored.
-
-    Many are asked for before the first is needed.
-    """
-    STEP: tl.constexpr = AT_ONCE if PARTS > AT_ONCE else PARTS
-    columns = tl.arange(0, SIZE)[None, :]
-    most = tl.full((LINES,), -float("inf"), tl.float32)
-    whole = tl.zeros((LINES,), tl.float32)
-    total = tl.zeros((LINES, SIZE), tl.float32)
-    for begin in range(0, parts, STEP):
-        largest: tl.tuple = ()
-        sums: tl.tuple = ()
-        values: tl.tuple = ()
-        for step in tl.static_range(STEP):
-            there, place = live & (begin + step < parts), first + begin + step
-            own = part_out + place[:, None] * SIZE + columns
-            largest += (tl.load(part_sums + place * 2, mask=there, other=-float("inf"), cache_modifier=".cg"),)
-            sums += (tl.load(part_sums + place * 2 + 1, mask=there, other=0.0, cache_modifier=".cg"),)
-            values += (tl.load(own, mask=there[:, None], other=0.0, cache_modifier=".cg"),)
-        new = most
-        for step in tl.static_range(STEP):
-            new = tl.maximum(new, largest[step])
-        base = tl.where(new == -float("inf"), 0.0, new)
-        shrink = tl.exp2(most - base)
-        whole, total, most = whole * shrink, total * shrink[:, None], new
-        for step in tl.static_range(STEP):
-            weight = tl.exp2(largest[step] - base)
-            whole += weight * sums[step]
-            total += weight[:, None] * values[step]
-    return total, whole
+    if PARTS > 1:
+        place = place * PARTS + part
+        tl.store(part_out + place[:, None] * SIZE + columns[None, :], total, mask=live[:, None])
+        tl.store(part_sums + place * 2, largest, mask=live)
+        tl.store(part_sums + place * 2 + 1, sums, mask=live)
+    else:
+        gate = tl.load(gates + (start + token).to(tl.int64) * gate_stride + head * GROUP + lines % GROUP, mask=live)
+        opened = 1.0 / (1.0 + tl.exp(-gate.to(tl.float32))) / tl.where(sums > 0, sums, 1.0)
+        tl.store(
+            out + place[:, None] * SIZE + columns[None, :], (total * opened[:, None]).to(out.dtype.element_ty),
+            mask=live[:, None],
+        )  # fmt: skip
 
 
 @jit()

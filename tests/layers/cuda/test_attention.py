@@ -157,29 +157,6 @@ def test_no_way_to_share_keys_out_changes_what_is_attended(window: int | None, p
     check(case, spec_of(torch.float32, 3, 1, 16, 8, window), torch.float32, torch.float32, sharing=sharing)
 
 
-@pytest.mark.parametrize("window", [None, 300])
-@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, E4M3])
-def test_many_parts_are_added_up_by_the_last_one(window: int | None, kv_dtype: torch.dtype) -> None:
-    case, sharing = Case([390, 0, 40, 100], [1, 1, 2, 1]), Sharing(programs=128, keys=16)
-    check(case, spec_of(torch.bfloat16, 6, 1, 16, 8, window), torch.bfloat16, kv_dtype, sharing=sharing)
-
-
-def test_what_was_added_up_leaves_nothing_behind_for_the_next_step() -> None:
-    spec, backend, truth = (
-        spec_of(torch.float32, 4, 2, 16, 16, None),
-        TritonAttention(sharing=SHARING),
-        ReferenceAttention(),
-    )
-    for done in (300, 7, 129):
-        batch = Case([done, 64], [1, 1]).batch()
-        kv = KVLayer(*(random(64, 16, 2, 16, dtype=torch.float32) for _ in range(2)))
-        q, gates = random(2, 4, 16, dtype=torch.float32), random(2, 4, dtype=torch.float32)
-        for one in (backend, truth):
-            one.begin(batch)
-        found, expected = (one.attend(q, gates, spec, kv, batch) for one in (backend, truth))
-        torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
-
-
 def test_twelve_heads_share_a_key_head() -> None:
     assert FEW_LINES < 9 * 12
     check(TWELVE, spec_of(torch.bfloat16, 24, 2, 32, 32, None), torch.bfloat16, torch.bfloat16)
