@@ -8,7 +8,9 @@ import torch
 import triton
 from torch import Tensor
 
+from srt.layers.cuda import router_kernels
 from srt.layers.cuda import small_kernels as kernels
+from srt.layers.cuda.arrivals import Counters
 from srt.layers.cuda.launch import Launch
 from srt.layers.gpu import Gpu
 from srt.layers.ops import Choice
@@ -19,6 +21,13 @@ ROUTER_PROGRAMS: Final = 288
 """Of a router's products: with few tokens they are shared out along K too, or most of the GPU would look on."""
 MOST_SHARES: Final = 8
 ROUTER_STEP: Final = 128
+FEW_TOKENS: Final = 4
+"""Up to so many are routed in one kernel."""
+FEW_COLUMNS: Final = 2
+"""Experts of each of its programs, with all of K in registers up to `MOST_COLUMNS`."""
+MOST_COLUMNS: Final = 8192
+WARP: Final = 32
+"""Threads of a warp."""
 
 
 class TritonOps:
@@ -26,6 +35,7 @@ class TritonOps:
 
     def __init__(self, gpu: Gpu | None = None) -> None:
         self._launch = Launch(gpu)
+        self._arrived = Counters(1)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._norm(x, None, weight, eps)[0]
@@ -66,20 +76,28 @@ class TritonOps:
         weights = torch.empty(tokens, top_k, dtype=torch.float32, device=x.device)
         if not tokens:
             return Choice(ids, weights)
+        lanes = max(WARP, triton.next_power_of_2(top_k))
+        if tokens <= FEW_TOKENS and size <= MOST_COLUMNS:
+            logits = torch.empty(tokens, experts, dtype=torch.float32, device=x.device)
+            router_kernels.route_few_kernel[triton.cdiv(experts, FEW_COLUMNS),](
+                x, x.stride(0), packed, bias, logits, self._arrived.on(x.device), ids, weights, tokens, factor,
+                SIZE=size, PADDED=triton.next_power_of_2(size), EXPERTS=experts, COLUMNS=FEW_COLUMNS,
+                COUNT=triton.next_power_of_2(tokens), TOP_K=top_k, LANES=lanes, num_warps=8, **self._launch,
+            )  # fmt: skip
+            return Choice(ids, weights)
         rows, columns = (max(16, min(64, triton.next_power_of_2(tokens))), 16 if tokens <= 64 else 32)
         blocks = triton.cdiv(tokens, rows) * triton.cdiv(experts, columns)
         shares = max(1, min(MOST_SHARES, ROUTER_PROGRAMS // blocks, triton.cdiv(size, ROUTER_STEP)))
         shares = 1 << (shares.bit_length() - 1)  # each number is compiled for
         share = triton.cdiv(triton.cdiv(size, shares), ROUTER_STEP) * ROUTER_STEP
         partial = torch.empty(shares, tokens, experts, dtype=torch.float32, device=x.device)
-        kernels.router_logits_kernel[triton.cdiv(tokens, rows), triton.cdiv(experts, columns), shares](
+        router_kernels.router_logits_kernel[triton.cdiv(tokens, rows), triton.cdiv(experts, columns), shares](
             x, x.stride(0), packed, partial, tokens,
             SIZE=size, EXPERTS=experts, SHARE=share, ROWS=rows, COLUMNS=columns, STEP=ROUTER_STEP, **self._launch,
         )  # fmt: skip
-        kernels.choose_kernel[tokens,](
+        router_kernels.choose_kernel[tokens,](
             partial, bias, ids, weights, tokens, factor,
-            EXPERTS=experts, BLOCK=triton.next_power_of_2(experts), SHARES=shares, TOP_K=top_k,
-            PADDED_K=triton.next_power_of_2(top_k), num_warps=1, **self._launch,
+            EXPERTS=experts, SHARES=shares, TOP_K=top_k, LANES=lanes, num_warps=1, **self._launch,
         )  # fmt: skip
         return Choice(ids, weights)
 

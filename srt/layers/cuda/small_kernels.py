@@ -1,4 +1,4 @@
-"""Norms, activation, routing and arg max in Triton. All arithmetic is float32, rounded once."""
+"""Norms, activation and arg max in Triton. All arithmetic is float32, rounded once."""
 
 from __future__ import annotations
 
@@ -47,71 +47,6 @@ def gated_silu_kernel(
         activated = tl.minimum(activated, limit)
         up = tl.minimum(tl.maximum(up, -limit), limit)
     tl.store(out + row * WIDTH + columns, (activated * up).to(out.dtype.element_ty), mask=inside)
-
-
-@jit(do_not_specialize=["tokens"])
-def router_logits_kernel(
-    x: tl.tensor, x_stride: tl.tensor, weight: tl.tensor, partial: tl.tensor, tokens: tl.tensor, SIZE: tl.constexpr,
-    EXPERTS: tl.constexpr, SHARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
-    PDL: tl.constexpr,
-) -> None:  # fmt: skip
-    """partial[s] = x[:, share s] weight[:, share s]^T: a block of tokens by a block of experts over one share of K."""
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    share = tl.program_id(2)
-    live, inside = rows < tokens, columns < EXPERTS
-    take_over(PDL)
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for k in range(0, SHARE, STEP):
-        steps = share * SHARE + k + tl.arange(0, STEP)
-        within = steps < SIZE
-        a = tl.load(x + rows[:, None] * x_stride + steps[None, :], mask=live[:, None] & within[None, :], other=0.0)
-        b = tl.load(
-            weight + columns[None, :] * SIZE + steps[:, None], mask=inside[None, :] & within[:, None], other=0.0
-        )
-        if a.dtype == tl.bfloat16:
-            # Three bfloat16 numbers are a float32 one; x is exact, so only the sums round.
-            high = b.to(tl.bfloat16)
-            rest = b - high.to(tl.float32)
-            middle = rest.to(tl.bfloat16)
-            total = tl.dot(a, high, total)
-            total = tl.dot(a, middle, total)
-            total = tl.dot(a, (rest - middle.to(tl.float32)).to(tl.bfloat16), total)
-        else:
-            total = tl.dot(a.to(tl.float32), b, total, input_precision="ieee")
-    target = partial + (share.to(tl.int64) * tokens + rows[:, None]) * EXPERTS + columns[None, :]
-    tl.store(target, total, mask=live[:, None] & inside[None, :])
-
-
-@jit(do_not_specialize=["tokens"])
-def choose_kernel(
-    partial: tl.tensor, bias: tl.tensor, ids: tl.tensor, weights: tl.tensor, tokens: tl.tensor, factor: tl.tensor,
-    EXPERTS: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr, TOP_K: tl.constexpr, PADDED_K: tl.constexpr,
-    PDL: tl.constexpr,
-) -> None:  # fmt: skip
-    """The experts of one token: largest sigmoid(logit) + bias, the lowest number among equals."""
-    token = tl.program_id(0).to(tl.int64)
-    experts = tl.arange(0, BLOCK)
-    inside = experts < EXPERTS
-    take_over(PDL)
-    logit = tl.zeros((BLOCK,), tl.float32)
-    for share in tl.static_range(SHARES):
-        logit += tl.load(partial + (share * tokens + token) * EXPERTS + experts, mask=inside, other=0.0)
-    score = 1.0 / (1.0 + tl.exp(-logit))
-    key = tl.where(inside, score + tl.load(bias + experts, mask=inside, other=0.0), -float("inf"))
-    places = tl.arange(0, PADDED_K)
-    chosen = tl.zeros((PADDED_K,), tl.int32)
-    weight = tl.zeros((PADDED_K,), tl.float32)
-    for place in tl.static_range(TOP_K):
-        best = tl.max(key, axis=0)
-        expert = tl.min(tl.where(key == best, experts, BLOCK), axis=0)
-        own = experts == expert
-        chosen = tl.where(places == place, expert, chosen)
-        weight = tl.where(places == place, tl.sum(tl.where(own, score, 0.0), axis=0), weight)
-        key = tl.where(own, -float("inf"), key)
-    weight = weight * (factor / (tl.sum(weight, axis=0) + 1e-20))
-    tl.store(ids + token * TOP_K + places, chosen, mask=places < TOP_K)
-    tl.store(weights + token * TOP_K + places, weight, mask=places < TOP_K)
 
 
 @jit()

@@ -39,7 +39,7 @@ SINGLE_TOKENS: Final = 4
 BY_ITSELF: Final = Launch(None)
 """For kernels that do not begin before the one in front of them has ended: those beside the main stream."""
 EARLY_TOKENS: Final = 16
-"""Up to so many tokens the experts' kernels begin early; with more they would take the GPU from the shared expert."""
+"""Up to so many tokens the experts' products begin early; with more they would take the GPU from the shared expert."""
 COMBINE_COLUMNS: Final = 1024
 ENCODE_ROWS: Final = 8
 ACTIVATE_COLUMNS: Final = 256
@@ -194,7 +194,7 @@ class TritonExperts:
         if tokens <= SINGLE_TOKENS:
             plan = unsorted(choice.ids, SINGLE, tokens * top_k, tiles.rows)
         else:
-            plan = schedule(choice.ids, experts.shape.experts, tiles.rows, launch)
+            plan = schedule(choice.ids, experts.shape.experts, tiles.rows, self._launch)
         inner = gate_up(self._kind, hidden, experts, plan, tiles.gate_up, top_k, launch)
         return down(self._kind, inner, experts, plan, tiles.down, launch)
 

@@ -22,50 +22,57 @@ SINGLE = tl.constexpr(1)
 """A block for each pair: nothing to sort."""
 DENSE = tl.constexpr(2)
 """One expert that every token uses."""
-CODE_MASK = tl.constexpr(0x81C0)
-"""Where a code's sign, exponent and fraction lie in a bfloat16: its value times 2^-126, zero and 0.5 included."""
-SCALE_TOP = tl.constexpr(0x70007000)
-"""Top exponent bits of two group scales as bfloat16 (`triton_packing.encode_scales`)."""
+CODE_MASK = tl.constexpr(0x81C081C0)
+"""Where a code's sign, exponent and fraction lie in each of two bfloat16: its value times 2^-126, zero and 0.5
+included."""
+HIGH_MASK = tl.constexpr(0x81808180)
+"""Its sign and exponent."""
+LOW_MASK = tl.constexpr(0x00400040)
+"""Its fraction."""
+SCALE_TOP = tl.constexpr(0x7000)
+"""Top exponent bits of a group scale as a bfloat16."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def code_bits(words: tl.tensor, PLACE: tl.constexpr) -> tl.tensor:
-    """Code PLACE of each 16-bit word as the bits of a bfloat16, two words to an instruction."""
+    """Code PLACE of each 16-bit word as the bits of a bfloat16, two neighbours to an instruction."""
     if PLACE == 0:
         bits = tl.inline_asm_elementwise(
             "and.b32 $0, $1, 0x81C081C0;", "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2
         )
     elif PLACE == 1:
         bits = tl.inline_asm_elementwise(
-            "{ .reg .b32 a; shl.b32 a, $1, 3; and.b32 $0, a, 0x81C081C0; }",
+            "{ .reg .b32 a; shl.b32 a, $1, 4; and.b32 $0, a, 0x81C081C0; }",
             "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2,
         )  # fmt: skip
     elif PLACE == 2:
         bits = tl.inline_asm_elementwise(
-            "{ .reg .b32 a, b; shl.b32 a, $1, 6; shl.b32 b, $1, 1; and.b32 a, a, 0x01C001C0;"
-            " and.b32 b, b, 0x80008000; or.b32 $0, a, b; }",
+            "{ .reg .b32 a; shf.r.wrap.b32 a, $1, $1, 6; and.b32 $0, a, 0x81C081C0; }",
             "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2,
         )  # fmt: skip
     else:
         bits = tl.inline_asm_elementwise(
-            "{ .reg .b32 a, b; shr.b32 a, $1, 3; shl.b32 b, $1, 2; and.b32 a, a, 0x01C001C0;"
-            " and.b32 b, b, 0x80008000; or.b32 $0, a, b; }",
+            "{ .reg .b32 a, b; shf.r.wrap.b32 a, $1, $1, 2; shl.b32 b, $1, 6; and.b32 a, a, 0x81808180;"
+            " and.b32 b, b, 0x00400040; or.b32 $0, a, b; }",
             "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2,
         )  # fmt: skip
     return bits
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def code_bits_portable(words: tl.tensor, PLACE: tl.constexpr) -> tl.tensor:
-    """The same in plain arithmetic, as int32."""
-    wide = words.to(tl.int32)
-    if PLACE < 2:
-        bits = (wide << (3 * PLACE)) & CODE_MASK
+def code_bits_portable(words: tl.tensor, PLACE: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr) -> tl.tensor:
+    """The same of words [ROWS, WORDS] in plain arithmetic, as int32."""
+    first, second = words.to(tl.uint16, bitcast=True).to(tl.uint32).reshape(ROWS, WORDS // 2, 2).split()
+    both = first | (second << 16)
+    if PLACE == 0:
+        bits = both & CODE_MASK
+    elif PLACE == 1:
+        bits = (both << 4) & CODE_MASK
     elif PLACE == 2:
-        bits = ((wide << 6) & 0x01C0) | ((wide << 1) & 0x8000)
+        bits = ((both >> 6) | (both << 26)) & CODE_MASK
     else:
-        bits = ((wide >> 3) & 0x01C0) | ((wide << 2) & 0x8000)
-    return bits
+        bits = (((both >> 2) | (both << 30)) & HIGH_MASK) | ((both << 6) & LOW_MASK)
+    return tl.join(bits & 0xFFFF, bits >> 16).reshape(ROWS, WORDS).to(tl.int32)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -73,19 +80,19 @@ def decode(words: tl.tensor, scales: tl.tensor, PLACE: tl.constexpr, ROWS: tl.co
            PACKED: tl.constexpr) -> tl.tensor:  # fmt: skip
     """Code PLACE of every word times its group's scale, times 2^-8: [ROWS, 16 * GROUPS].
 
-    Shapes: words [ROWS, 16 * GROUPS] int16; scales [ROWS, GROUPS] int32, a byte for each place.
+    Shapes: words [ROWS, 16 * GROUPS] int16; scales [ROWS, GROUPS] int32, eight bits for each place.
     A product has at most 6 significant bits: exact in bfloat16.
     """
     if PACKED:
-        # Bytes 0 and 2 of a word of scales, or 1 and 3, become two bfloat16 in two instructions.
+        # Scales 0 and 2 become two bfloat16 in one instruction, 1 and 3 in two.
         if PLACE % 2 == 0:
             pair = tl.inline_asm_elementwise(
-                "{ .reg .b32 a; prmt.b32 a, $1, 0, 0x4240; mad.lo.u32 $0, a, 16, 0x70007000; }",
+                "lop3.b32 $0, $1, 0x0FF00FF0, 0x70007000, 0xEA;",
                 "=r,r", [scales], dtype=tl.int32, is_pure=True, pack=1,
             )  # fmt: skip
         else:
             pair = tl.inline_asm_elementwise(
-                "{ .reg .b32 a; prmt.b32 a, $1, 0, 0x4341; mad.lo.u32 $0, a, 16, 0x70007000; }",
+                "{ .reg .b32 a; shf.r.wrap.b32 a, $1, $1, 8; lop3.b32 $0, a, 0x0FF00FF0, 0x70007000, 0xEA; }",
                 "=r,r", [scales], dtype=tl.int32, is_pure=True, pack=1,
             )  # fmt: skip
         codes = code_bits(words, PLACE).to(tl.bfloat16, bitcast=True)
@@ -102,9 +109,11 @@ def decode(words: tl.tensor, scales: tl.tensor, PLACE: tl.constexpr, ROWS: tl.co
                 "=r,r,r,r", [codes, wide], dtype=tl.bfloat16, is_pure=True, pack=2,
             )  # fmt: skip
     else:
-        scale = ((scales >> (8 * PLACE)) & 0xFF) << 4 | (SCALE_TOP & 0xFFFF)
+        raw = scales.to(tl.uint32, bitcast=True)
+        turned = (raw >> (4 + 8 * PLACE)) | (raw << (28 - 8 * PLACE))
+        scale = ((turned & 0xFF) << 4 | SCALE_TOP).to(tl.int32)
         wide = tl.broadcast_to(scale[:, :, None], (ROWS, GROUPS, 16)).reshape(ROWS, 16 * GROUPS)
-        number = (code_bits_portable(words, PLACE) << 16).to(tl.float32, bitcast=True)
+        number = (code_bits_portable(words, PLACE, ROWS, 16 * GROUPS) << 16).to(tl.float32, bitcast=True)
         value = number * (wide << 16).to(tl.float32, bitcast=True)
     return value
 

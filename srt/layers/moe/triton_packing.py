@@ -1,13 +1,16 @@
 """NVFP4 weights as the Triton kernels read them: four codes in a 16-bit word, four group scales in a 32-bit one.
 
-Word j of a block of 64 columns holds the codes of columns j, 16 + j, 32 + j and 48 + j, one of each group of 16. Their
-bits lie so that few shifts and masks make a bfloat16 of a code, two words at a time:
+Word j of a block of 64 columns holds the codes of columns j, 16 + j, 32 + j and 48 + j, one of each group of 16. An
+even word and the odd one behind it are read as 32 bits, which lie so that the fewest shifts and masks make two bfloat16
+of the codes at one place, with as many of the shifts to the left as can be, since those may also be multiplications:
 
     place   sign   exponent   fraction      brought to 15, 8 and 7, 6 by
     0       15     8, 7       6             nothing
-    1       12     5, 4       3             << 3
-    2       14     2, 1       0             << 1, << 6
-    3       13     11, 10     9             << 2, >> 3
+    1       11     4, 3       2             << 4
+    2       21     14, 13     12            turning right by 6
+    3       17     10, 9      0             turning right by 2, and << 6 for the fraction
+
+These are the even word's; the odd word's are 16 further, beyond 31 from 0 on again.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ COLUMNS: Final = 64
 """Columns of a block of words; a row is padded to a multiple."""
 GROUP: Final = 16
 PLACES: Final = 4
-BITS: Final = ((15, 6), (12, 3), (14, 0), (13, 9))
-"""Of a code by place: its sign, and the lowest of the other three."""
+BITS: Final = ((15, 8, 7, 6), (11, 4, 3, 2), (21, 14, 13, 12), (17, 10, 9, 0))
+"""By place: where an even word's code has its sign, both bits of its exponent, and its fraction."""
 FOLDED: Final = 256.0
 """The kernels' products are 2^-8 of the numbers; the matrix scale makes up for it."""
 _SCALE_EXPONENT: Final = 21
@@ -51,19 +54,21 @@ def encode_words(packed: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
 
 def _words(codes: Tensor) -> Tensor:
     """Codes [.., K / 16, 16] -> [.., K / 4] int16."""
-    wide = codes.to(torch.int32).unflatten(-2, (-1, PLACES))
-    sign, exponent, fraction = wide >> 3, wide >> 1 & 3, wide & 1
-    joined = torch.zeros_like(wide[..., 0, :])
-    for place, (top, low) in enumerate(BITS):
-        joined |= (sign << top | exponent << (low + 1) | fraction << low)[..., place, :]
-    return _wrapped(joined, 16).to(torch.int16).flatten(-2)
+    places = codes.to(torch.int32).unflatten(-2, (-1, PLACES)).unflatten(-1, (-1, 2))
+    both = torch.zeros_like(places[..., 0, :, 0])
+    for place, bits in enumerate(BITS):
+        for odd in range(2):
+            for bit, where in zip((3, 2, 1, 0), bits, strict=True):
+                both |= (places[..., place, :, odd] >> bit & 1) << ((where + 16 * odd) % 32)
+    return both.view(torch.int16).flatten(-2)
 
 
 def encode_scales(raw: Tensor) -> Tensor:
-    """Bytes of e4m3 group scales [.., K / 16] -> [.., K / 64] int32, place p in byte (0, 1, 2, 3)[p].
+    """Bytes of e4m3 group scales [.., K / 16] -> [.., K / 64] int32, place p in the eight bits from 4 + 8 p on.
 
-    A scale 2^e (1 + m / 8) becomes (e + 21) * 8 + m, of either kind (normal, subnormal): moved four bits up below
-    three set bits that is a bfloat16, 2^118 times the scale. The sign went to the codes; zero to any number.
+    A scale 2^e (1 + m / 8) becomes (e + 21) * 8 + m, of either kind (normal, subnormal): four bits up, below three set
+    bits, that is a bfloat16, 2^118 times the scale. Places 0 and 2 lie there already, for two bfloat16 at once, and 1
+    and 3 once the word is turned right by 8. The sign went to the codes; zero to any number.
     Raises: ValueError if one is not a number.
     """
     magnitude = (raw & 0x7F).to(torch.int32)
@@ -73,11 +78,6 @@ def encode_scales(raw: Tensor) -> Tensor:
     # m * 2^-9 for m in 1..7: the highest bit of m moves to the place before the fraction.
     shift = torch.where(magnitude >= 4, 1, torch.where(magnitude >= 2, 2, 3))
     subnormal = ((_SCALE_EXPONENT - 6 - shift) << 3) + ((magnitude << shift) & 7)
-    bytes_ = torch.where(magnitude >= 8, normal, subnormal).unflatten(-1, (-1, PLACES)).long()
-    return _wrapped(sum(bytes_[..., place] << (8 * place) for place in range(PLACES)), 32).to(torch.int32)
-
-
-def _wrapped(unsigned: Tensor | int, bits: int) -> Tensor:
-    """Unsigned numbers as the signed ones of the same bits."""
-    assert isinstance(unsigned, Tensor)
-    return torch.where(unsigned >= 1 << (bits - 1), unsigned - (1 << bits), unsigned)
+    first, second, third, last = torch.where(magnitude >= 8, normal, subnormal).unflatten(-1, (-1, PLACES)).unbind(-1)
+    joined: Tensor = first << 4 | second << 12 | third << 20 | last << 28 | last >> 4
+    return joined

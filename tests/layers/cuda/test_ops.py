@@ -44,13 +44,31 @@ def test_the_activation_equals_plain_torch(dtype: torch.dtype, limit: float | No
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", [1, 5, 67])
+@pytest.mark.parametrize("tokens", [1, 3, 4, 5, 67])
 def test_routing_chooses_the_experts_that_plain_torch_chooses(dtype: torch.dtype, tokens: int) -> None:
     size, experts = 200, 37
     x, weight, bias = random(tokens, size, dtype=dtype), random(experts, size) * 0.1, random(experts)
     ops = TritonOps()
     found = ops.route(x, ops.pack_router(weight), bias, top_k=6, factor=3.0)
     expected = TorchOps().route(x, weight, bias, top_k=6, factor=3.0)
+    assert torch.equal(found.ids, expected.ids)
+    torch.testing.assert_close(found.weights, expected.weights, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_routing_for_few_tokens_leaves_nothing_behind_for_the_next_ones(tokens: int) -> None:
+    ops = TritonOps()
+    weight, bias = random(40, 200) * 0.1, random(40)
+    for x in random(3, tokens, 200):
+        found, expected = (one.route(x, weight, bias, top_k=6, factor=3.0) for one in (ops, TorchOps()))
+        assert torch.equal(found.ids, expected.ids)
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_experts_are_chosen_by_scores_of_either_sign_and_weighed_by_their_own(tokens: int) -> None:
+    weight, bias = random(70, 64) * 0.1, torch.linspace(-4, 0.5, 70, device=DEVICE)
+    x = random(tokens, 64)
+    found, expected = (one.route(x, weight, bias, top_k=40, factor=3.0) for one in (TritonOps(), TorchOps()))
     assert torch.equal(found.ids, expected.ids)
     torch.testing.assert_close(found.weights, expected.weights, atol=2e-5, rtol=2e-5)
 

@@ -248,10 +248,14 @@ def test_words_and_scales_of_every_code_and_every_scale_decode_to_the_same_numbe
 
 def decoded(words: Tensor, scales: Tensor, place: int) -> Tensor:
     """What the kernels make of place `place` of every word, in float32: [.., K / 64, 16]."""
-    wide = words.int().unflatten(-1, (-1, 16))
-    sign, low = BITS[place]
-    bits = ((wide >> sign & 1) << 15) | ((wide >> low & 7) << 6)
-    scale = ((((scales >> (8 * place)) & 0xFF) << 4) | 0x7000)[..., None]
+    pairs = words.view(torch.int32).long()[..., None] & 0xFFFFFFFF
+    odd = torch.tensor([0, 16], device=words.device)
+    from_to = zip(BITS[place], (15, 8, 7, 6), strict=True)
+    bits = torch.stack([(pairs >> (where + odd) % 32 & 1) << to for where, to in from_to]).sum(0).int()
+    bits = bits.flatten(-2).unflatten(-1, (-1, 16))
+    raw = scales.long() & 0xFFFFFFFF
+    byte = ((raw | raw << 32) >> (4 + 8 * place)).int() & 0xFF
+    scale = (byte << 4 | 0x7000)[..., None]
     values: Tensor = (bits << 16).view(torch.float32) * (scale << 16).view(torch.float32) * FOLDED
     return values
 
