@@ -121,9 +121,12 @@ def decode(words: tl.tensor, scales: tl.tensor, PLACE: tl.constexpr, ROWS: tl.co
 @triton.jit  # type: ignore[untyped-decorator]
 def block_of(
     block: tl.tensor, order: tl.tensor, starts: tl.tensor, block_expert: tl.tensor, block_row: tl.tensor,
-    pairs: tl.tensor, MODE: tl.constexpr, ROWS: tl.constexpr,
+    pairs: tl.tensor, EXPERTS: tl.constexpr, MODE: tl.constexpr, ROWS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """What block `block` computes: its expert, positions [ROWS], which of them count, and the pairs' numbers."""
+    """What block `block` computes: its expert, positions [ROWS], which of them count, and the pairs' numbers.
+
+    The expert of a block that has nothing to do is `EXPERTS`; the rest means nothing then.
+    """
     steps = tl.arange(0, ROWS)
     if MODE == SINGLE:
         expert = tl.load(block_expert + block)
@@ -139,10 +142,10 @@ def block_of(
     else:
         expert = tl.load(block_expert + block)
         first = tl.load(block_row + block)
-        end = tl.load(starts + expert + 1)
+        end = tl.load(starts + expert + 1, mask=expert < EXPERTS, other=0)
         mine = first + steps < end
         position = tl.where(mine, first + steps, first)
-        slots = tl.load(order + position)
+        slots = tl.load(order + position, mask=expert < EXPERTS, other=0)
     return expert, position, mine, slots
 
 
@@ -257,7 +260,7 @@ def gate_up_kernel(
     """
     take_over(PDL)
     expert, position, mine, slots = block_of(
-        tl.program_id(1), order, starts, block_expert, block_row, pairs, MODE, ROWS
+        tl.program_id(1), order, starts, block_expert, block_row, pairs, EXPERTS, MODE, ROWS
     )
     if expert < EXPERTS:
         rows = (slots // TOP_K).to(tl.int64) * x_stride
@@ -324,7 +327,7 @@ def down_kernel(
     """out[pair] = down(inner[position]): back in the order of tokens, not yet weighted."""
     take_over(PDL)
     expert, position, mine, slots = block_of(
-        tl.program_id(1), order, starts, block_expert, block_row, pairs, MODE, ROWS
+        tl.program_id(1), order, starts, block_expert, block_row, pairs, EXPERTS, MODE, ROWS
     )
     if expert < EXPERTS:
         rows = position.to(tl.int64) * WIDTH
