@@ -28,12 +28,16 @@ DRAW_BYTES: Final = 40 << 10
 """What drawing from a row of logits takes beside them."""
 LIBRARY_BYTES: Final = 32 << 20
 """What cuBLAS works in."""
+LIBRARY_TOKENS: Final = 16
+"""Up to so many a step does without it."""
 TOKEN_BYTES: Final = 192
 """Beside a token's numbers: its id, position, slots, and where it belongs."""
 LAYER_KERNELS: Final = 16
 OTHER_KERNELS: Final = 40
-KERNEL_BYTES: Final = 4096
+KERNEL_BYTES: Final = 6144
 """Of a recorded kernel; an estimate."""
+BLOCK_BYTES: Final = 20 << 20
+"""Of such blocks torch's allocator hands out pieces."""
 CONTEXT_BYTES: Final = 757 << 20
 """What the driver, the libraries and their kernels hold on one GPU; measured on an H200, slice8 in nvfp4."""
 RANKS_BYTES: Final = 779 << 20
@@ -180,10 +184,16 @@ def record_sizes(most: int) -> list[int]:
 
 def graph_bytes(model: ModelFacts, work: Work, spread: Spread) -> int:
     """An estimate of what recorded steps hold on one GPU: the memory that the largest works in, which all share; what
-    each leaves; and what the driver keeps of each of its kernels."""
+    each leaves; and what the driver keeps of each of its kernels.
+
+    Logits find room where activations were, unless they are larger than a block.
+    """
     sizes, kinds = record_sizes(work.rows), sorted({0, work.drafts})
-    largest = max(_layer_bytes(model, work.logits, work.modules, spread), _logit_bytes(model, work, spread))
+    logits = _logit_bytes(model, work, spread)
+    blocks = max(1, -(-_layer_bytes(model, work.logits, work.modules, spread) // BLOCK_BYTES)) * BLOCK_BYTES
+    blocks += logits if logits > BLOCK_BYTES else 0
+    blocks += LIBRARY_BYTES if work.logits > LIBRARY_TOKENS else 0
     kept = sum(size * (1 + drafts) for size in sizes for drafts in kinds)
     left = kept * (model.activations.hidden_values * spread.item_bytes + TOKEN_BYTES)
     kernels = LAYER_KERNELS * (model.activations.layers + work.modules) + OTHER_KERNELS
-    return largest + left + len(sizes) * len(kinds) * kernels * KERNEL_BYTES
+    return blocks + left + len(sizes) * len(kinds) * kernels * KERNEL_BYTES

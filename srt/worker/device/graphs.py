@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 PROMPTS: Final = (16, 64, 256, 1024)
 """Sizes of prompts, in tokens, that need kernels of their own; the largest chunk is computed once before the start."""
+MOST_FILLED: Final = 2
+"""A record of more than so many times the rows is not played: while smaller ones are missing, running is quicker."""
 Replay = Callable[[], None]
 
 
@@ -65,7 +67,9 @@ class Graphs:
         self._rehearsals = [(size, False) for size in PROMPTS if size < chunk] + [(1, True)]
         self._records: dict[tuple[int, int], Record] = {}
         self._sizes = record_sizes(most_rows)
-        self._left = [(size, drafts) for size in self._sizes for drafts in ({0, depth})]
+        # The largest first: what it works in serves all others. In the other order each outgrows what is free by then.
+        self._left = [(size, drafts) for size in self._sizes for drafts in sorted({0, depth})]
+        self._left.insert(0, self._left.pop())
         self._undrawn: list[Record] = []
         self._draws = True
         self._pool: Any = None
@@ -104,7 +108,7 @@ class Graphs:
             return None
         drafts = max(plan.drafts, default=0)
         fitting = min((shape for shape in self._records if shape[0] >= rows and shape[1] >= drafts), default=None)
-        if fitting is None:
+        if fitting is None or fitting[0] > MOST_FILLED * rows:
             return None
         record = self._records[fitting]
         record.load(plan.rows, plan.drafts or [0] * rows, self._passes.rows.nobody)

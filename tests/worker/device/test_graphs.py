@@ -50,11 +50,11 @@ def decode(steps: Steps, tokens: int, drafts: int) -> list[list[int]]:
     return [steps.tokens[row][:tokens] for row in range(3)]
 
 
-def record_of(runner: DeviceRunner) -> Record | None:
-    """What three rows would be played back from."""
+def record_of(runner: DeviceRunner, rows: int = 3) -> Record | None:
+    """What so many rows would be played back from."""
     assert runner.graphs is not None
     with torch.inference_mode():
-        return runner.graphs.find(StepPlan(9, [0, 1, 2], [1] * 3, [True] * 3))
+        return runner.graphs.find(StepPlan(9, list(range(rows)), [1] * rows, [True] * rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,6 +78,26 @@ def test_the_parts_of_a_record_are_a_step(tmp_path: Path, drafts: int, kind: str
     played = record_of(runner)
     assert played is not None and played.drawn is not None
     assert decode(recorded, known + 20, drafts) == decode(plain, known + 20, drafts)
+
+
+def test_the_most_rows_are_recorded_first_but_not_played_for_far_fewer(tmp_path: Path) -> None:
+    """First, because the memory that the largest record works in serves all others."""
+    plan = plan_for(write_checkpoint(tmp_path / "tiny", vision=False))
+    picks = replace(reference_backends("under test"), engine=Pick("device", "under test"))
+    runner = Steps(plan, tmp_path, picks=picks).runner
+    assert isinstance(runner, DeviceRunner)
+    runner.graphs = Recorder(runner.passes, 8, 0, 64)
+    runner.graphs.keep(range(1, 9))
+    played = []
+    for _ in range(3):
+        runner.prepare()
+        found = [record_of(runner, rows) for rows in range(1, 9)]
+        played.append([one and len(one.passed.step.layout.rows) for one in found])
+    assert played == [
+        [None, None, None, 8, 8, 8, 8, 8],
+        [1, None, None, 8, 8, 8, 8, 8],
+        [1, 2, None, 8, 8, 8, 8, 8],
+    ]  # fmt: skip
 
 
 @pytest.mark.gpu
