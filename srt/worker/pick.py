@@ -13,7 +13,7 @@ from srt.errors import StartupError
 from srt.layers.gpu import Gpu, current_gpu
 
 AUTO_ATTENTION: Final = "triton"
-"""What `--attention-backend auto` takes on a GPU: `triton` until FlashInfer's kernels were measured beside it."""
+"""What `--attention-backend auto` takes on a GPU. Prompts were no faster with FlashInfer (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True)
