@@ -16,6 +16,7 @@ from torch import Tensor
 from srt.builtin.tasks import Example, evaluation_set, read_completion
 from srt.configs.models import checkpoint_directory
 from srt.configs.plan import DeviceFacts, DraftTraits, RuntimePlan
+from srt.messages import StepPlan
 from srt.tokenizer.layout import ImageTokenIds
 from srt.worker.device.runner import DeviceRunner
 from srt.worker.image_features import torch_threads
@@ -137,21 +138,25 @@ class Engine:
         self._runner, self._records = runner, runner.graphs
         self._sizes = set(range(1, 9))
         if place.device == "cpu":
-            self._records, self._sizes = Recorder(runner.passes, 8, MTP.drafts, 512), {8}
+            self._records, self._sizes = Recorder(runner.passes, 8, MTP.drafts, 512), {4, 8}
         runner.graphs = None
 
-    def prepare(self) -> None:
-        """Record decodes of up to eight rows."""
+    def prepare(self, way: Way) -> None:
+        """Record decodes of up to eight rows; those of this way have a record then."""
         assert self._records is not None, "every kernel can be recorded"
         self._records.keep(self._sizes)
         self._runner.graphs = self._records
         while self._runner.unprepared:
             self._runner.prepare()
+        ones, emits, drafts = [1] * way.rows, [True] * way.rows, [way.drafts] * way.rows
+        with torch.inference_mode():
+            record = self._records.find(StepPlan(0, list(range(way.rows)), ones, emits, drafts=drafts))
+        assert record is not None, "what is not recorded is run, and nothing is shown about records"
 
     def answer(self, questions: Sequence[Question], way: Way, room: int) -> list[list[int]]:
         """Greedy answers of up to `room` tokens, ends included."""
         if way.recorded:
-            self.prepare()
+            self.prepare(way)
         parts = [questions[at : at + way.rows] for at in range(0, len(questions), way.rows)]
         answers = [answer for some in parts for answer in self._together(some, way, room)]
         self._runner.graphs = None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from srt.layers.cuda import router_kernels
 from srt.layers.cuda import small_kernels as kernels
-from srt.layers.cuda.arrivals import Counters
+from srt.layers.cuda.arrivals import Counter
 from srt.layers.cuda.launch import Launch
 from srt.layers.gpu import Gpu
 from srt.layers.ops import Choice
@@ -35,7 +35,7 @@ class TritonOps:
 
     def __init__(self, gpu: Gpu | None = None) -> None:
         self._launch = Launch(gpu)
-        self._arrived = Counters(1)
+        self._arrived = Counter()
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._norm(x, None, weight, eps)[0]

@@ -51,10 +51,15 @@ class Record:
     drawn: Ending | None = None
     """None until it is recorded."""
 
+    @property
+    def size(self) -> int:
+        """Rows that there is room for."""
+        return len(self.passed.step.layout.rows)
+
     def load(self, rows: list[int], drafts: list[int], nobody: int) -> None:
         """Let the next playback be for these rows."""
         layout = self.passed.step.layout
-        missing = len(layout.rows) - len(rows)
+        missing = self.size - len(rows)
         columns = [np.array(rows + [nobody] * missing), np.array(drafts + [0] * missing)]
         layout.changing.copy_(packed_for(columns, layout.rows.device), non_blocking=True)
 
@@ -82,7 +87,11 @@ class Graphs:
         return len(self._rehearsals) + (1 + self._draws) * len(self._left) + len(self._undrawn)
 
     def prepare_next(self) -> None:
-        """Rehearse one more size of prompts, or else record one more part of a step. Waits for the device."""
+        """Rehearse one more size of prompts, or else record one more part of a step. Waits for the device.
+
+        If the GPU is full, records for fewer rows than the one that failed are still made; none if a rehearsal failed.
+        """
+        least, before = self._next_size(), self.left
         try:
             if self._rehearsals:
                 tokens, draws = self._rehearsals.pop(0)
@@ -90,10 +99,16 @@ class Graphs:
             else:
                 self.record_next()
         except torch.OutOfMemoryError as error:
-            log.warning("%d parts of steps are not recorded, the GPU is full: %s", self.left + 1, error)
             self._rehearsals.clear()
-            self._left.clear()
-            self._undrawn.clear()
+            self._left = [shape for shape in self._left if shape[0] < least]
+            self._undrawn = [record for record in self._undrawn if record.size < least]
+            log.warning("%d parts of steps are not recorded, the GPU is full: %s", before - self.left, error)
+
+    def _next_size(self) -> int:
+        """Rows of the next record; 0 while there are rehearsals before it."""
+        if self._rehearsals:
+            return 0
+        return self._left[0][0] if self._left else self._undrawn[0].size
 
     def keep(self, sizes: Container[int], *, draws: bool = False) -> None:
         """Rehearse nothing more, and make no more records but those for these numbers of rows, with draws if asked."""

@@ -92,12 +92,39 @@ def test_the_most_rows_are_recorded_first_but_not_played_for_far_fewer(tmp_path:
     for _ in range(3):
         runner.prepare()
         found = [record_of(runner, rows) for rows in range(1, 9)]
-        played.append([one and len(one.passed.step.layout.rows) for one in found])
+        played.append([one and one.size for one in found])
     assert played == [
         [None, None, None, 8, 8, 8, 8, 8],
         [1, None, None, 8, 8, 8, 8, 8],
         [1, 2, None, 8, 8, 8, 8, 8],
     ]  # fmt: skip
+
+
+class Full(Recorder):
+    """Where there is no memory for records of so many rows."""
+
+    too_many = 4
+
+    def _record(self, size: int, drafts: int) -> Record:
+        if size >= self.too_many:
+            raise torch.OutOfMemoryError(f"no memory for {size} rows")
+        return super()._record(size, drafts)
+
+
+def test_where_the_largest_record_finds_no_memory_smaller_ones_are_made(tmp_path: Path) -> None:
+    plan = plan_for(write_checkpoint(tmp_path / "tiny", vision=False), drafting=MTP)
+    picks = replace(reference_backends("under test"), engine=Pick("device", "under test"))
+    runner = Steps(plan, tmp_path, picks=picks).runner
+    assert isinstance(runner, DeviceRunner)
+    runner.graphs = Full(runner.passes, 8, MTP.drafts, 64)
+    runner.graphs.keep(range(1, 9))
+    pieces = 0
+    while runner.unprepared:
+        runner.prepare()
+        pieces += 1
+    assert pieces == 1 + 2 * 3 + 1, "eight rows in vain; one to three, with guesses and without; four in vain"
+    found = [record_of(runner, rows) for rows in range(1, 9)]
+    assert [one and one.size for one in found] == [1, 2, 3, None, None, None, None, None]
 
 
 @pytest.mark.gpu
