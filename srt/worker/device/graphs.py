@@ -73,8 +73,8 @@ class Graphs:
         self._records: dict[tuple[int, int], Record] = {}
         self._sizes = record_sizes(most_rows)
         # The largest first: what it works in serves all others. In the other order each outgrows what is free by then.
-        self._left = [(size, drafts) for size in self._sizes for drafts in sorted({0, depth})]
-        self._left.insert(0, self._left.pop())
+        order = self._sizes[-1:] + self._sizes[:-1]
+        self._left = [(size, drafts) for size in order for drafts in sorted({0, depth}, reverse=True)]
         self._undrawn: list[Record] = []
         self._draws = True
         self._pool: Any = None

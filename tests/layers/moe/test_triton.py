@@ -92,9 +92,10 @@ def clamped_before_silu(x: Tensor, choice: Choice, gate_up: Tensor, down: Tensor
     return out
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 16, 17, 90])
+@pytest.mark.parametrize("tokens", [1, 3, 9, 16, 17, 90, 120])
 @pytest.mark.parametrize("name", ["bf16", "nvfp4"])
 def test_any_number_of_tokens_is_computed(name: str, tokens: int) -> None:
+    """With every tile for several tokens: NVFP4 is decoded in a way that takes the order of registers for granted."""
     weights, hidden, width = FORMATS[name]
     shape = ExpertShape(4, hidden, width, LIMIT)
     experts, choice = lopsided(weights, shape), ragged_choice(tokens, 4, 3)
