@@ -28,6 +28,8 @@ from srt.layers.quant.nvfp4 import GROUP_SCALE, MATRIX_SCALE
 KINDS: Final = {"bf16": 0, "fp16": 0, "fp32": 0, "fp8": 1, "nvfp4": 2, "nvfp4-a16": 2}
 """`KIND` of the kernels by weight format."""
 PLAIN, FP8, NVFP4 = 0, 1, 2
+LEAST_STEP: Final = {PLAIN: 16, NVFP4: COLUMNS}
+"""Columns that a step of a product has at least: what a matrix unit takes, or one word of group scales."""
 SORTED, SINGLE, DENSE = 0, 1, 2
 """`MODE` of the kernels."""
 FIRST_FP8: Final = (8, 9)
@@ -177,7 +179,7 @@ class TritonExperts:
         tokens = hidden.shape[0]
         tiles = dense_tiles(tokens, self._hopper)
         if hidden.dtype == torch.float32:
-            tiles = for_float32(tiles)
+            tiles = for_float32(tiles, LEAST_STEP[PLAIN])
         plan = unsorted(hidden, DENSE, -(-tokens // tiles.rows), tiles.rows)
         inner = gate_up(PLAIN, hidden, shared, plan, tiles.gate_up, 1, BY_ITSELF)
         return down(PLAIN, inner, shared, plan, tiles.down, BY_ITSELF)
@@ -186,8 +188,8 @@ class TritonExperts:
         """Every chosen expert's output: [T, H] -> [T * K, H]; rows of experts elsewhere are not written."""
         tokens, top_k = choice.ids.shape
         tiles = tiles_for(self._kind, tokens * top_k, experts.shape.experts, self._hopper)
-        if self._kind == PLAIN and hidden.dtype == torch.float32:
-            tiles = for_float32(tiles)
+        if self._kind != FP8 and hidden.dtype == torch.float32:
+            tiles = for_float32(tiles, LEAST_STEP[self._kind])
         if not tokens:
             return hidden.new_empty(0, experts.shape.hidden)
         launch = self._launch if tokens <= EARLY_TOKENS else BY_ITSELF

@@ -84,9 +84,9 @@ def dense_tiles(tokens: int, hopper: bool) -> Tiles:
     return _fitting([tiles for least, tiles in _DENSE if least <= tokens][-1], hopper)
 
 
-def for_float32(tiles: Tiles) -> Tiles:
-    """The same for plain numbers of four bytes: steps of half as many columns take the same memory."""
-    gate_up, down = (replace(tile, step=tile.step // 2) for tile in (tiles.gate_up, tiles.down))
+def for_float32(tiles: Tiles, least: int) -> Tiles:
+    """The same for plain numbers of four bytes: steps of half as many columns, but `least`, take the same memory."""
+    gate_up, down = (replace(tile, step=max(tile.step // 2, least)) for tile in (tiles.gate_up, tiles.down))
     return Tiles(tiles.rows, gate_up, down)
 
 

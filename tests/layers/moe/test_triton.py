@@ -15,7 +15,7 @@ from torch import Tensor
 
 from srt.layers.gpu import Gpu
 from srt.layers.moe.contract import ExpertShape, PackedExperts
-from srt.layers.moe.triton_experts import BY_ITSELF, TritonExperts, encode, schedule
+from srt.layers.moe.triton_experts import BY_ITSELF, LEAST_STEP, TritonExperts, encode, schedule
 from srt.layers.moe.triton_packing import BITS, FOLDED, encode_scales, encode_words
 from srt.layers.moe.triton_tiles import dense_tiles, for_float32, tiles_for
 from srt.layers.ops import Choice
@@ -280,10 +280,23 @@ def test_every_number_of_pairs_has_tiles_whose_steps_fit_the_format(kind: int, p
 
 @pytest.mark.parametrize("pairs", [1, 8, 100, 2_000, 10_000, 70_000])
 def test_tiles_of_float32_fit_into_the_memory_of_a_multiprocessor(pairs: int) -> None:
-    for tiles in (for_float32(tiles_for(0, pairs, 288, True)), for_float32(dense_tiles(pairs, True))):
+    plain = tiles_for(0, pairs, 288, True), dense_tiles(pairs, True)
+    for tiles in (for_float32(one, LEAST_STEP[0]) for one in plain):
         for tile, matrices in ((tiles.gate_up, 2), (tiles.down, 1)):
             assert tile.stages * (matrices * tile.columns + tiles.rows) * tile.step * 4 <= SHARED_BYTES
             assert tile.step % 16 == 0
+
+
+@pytest.mark.parametrize("pairs", [1, 8, 20, 100, 2_000, 3_000, 12_000, 70_000])
+def test_tiles_of_nvfp4_in_float32_fit_too_with_the_numbers_that_are_decoded(pairs: int) -> None:
+    """Sums in float32 are not the matrix units': they read decoded weights from the same memory. What is counted here
+    is what the compiler takes: stages but one, and one matrix decoded."""
+    tiles = for_float32(tiles_for(2, pairs, 288, True), LEAST_STEP[2])
+    for tile, matrices in ((tiles.gate_up, 2), (tiles.down, 1)):
+        weights = matrices * tile.columns * (tile.step // 2 + tile.step // 16)
+        decoded = tile.columns * (tile.step if tile.joined else tile.step // 4) * 4
+        assert (tile.stages - 1) * (weights + tiles.rows * tile.step * 4) + decoded <= SHARED_BYTES
+        assert tile.step % 64 == 0
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 60, 900, 1500])
