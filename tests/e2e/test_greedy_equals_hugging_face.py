@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gpu import ON_A_GPU
+from tests.support.gpu import ON_A_GPU, ON_TWO_GPUS
 from tests.support.server import Server
 from tests.support.workload import HuggingFace, generate_all, long_answers, mixed_requests
 
@@ -33,7 +33,8 @@ def verdicts() -> dict[tuple[tuple[int, ...], tuple[int, ...]], str | None]:
 @pytest.mark.parametrize(
     ("device", "setting"),
     [("cpu", setting) for setting in SETTINGS]
-    + [pytest.param("cuda", setting, marks=ON_A_GPU) for setting in SETTINGS if setting in GPU_SETTINGS],
+    + [pytest.param("cuda", setting, marks=ON_A_GPU) for setting in GPU_SETTINGS]
+    + [pytest.param("cuda", "with two ranks", marks=ON_TWO_GPUS)],
 )
 def test_200_greedy_requests_equal_hugging_face(
     device: str,

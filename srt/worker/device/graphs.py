@@ -64,6 +64,15 @@ class Record:
         layout.changing.copy_(packed_for(columns, layout.rows.device), non_blocking=True)
 
 
+def largest_first(shapes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those of the most rows before all others, whose order stays.
+
+    What the largest record works in serves all others; in rising order each outgrows what is free by then.
+    """
+    most = max((rows for rows, _ in shapes), default=0)
+    return sorted(shapes, key=lambda shape: shape[0] != most)
+
+
 class Graphs:
     """Records of decodes by number of rows, without guesses and with as many as the drafter has."""
 
@@ -72,9 +81,8 @@ class Graphs:
         self._rehearsals = [(size, False) for size in PROMPTS if size < chunk] + [(1, True)]
         self._records: dict[tuple[int, int], Record] = {}
         self._sizes = record_sizes(most_rows)
-        # The largest first: what it works in serves all others. In the other order each outgrows what is free by then.
-        order = self._sizes[-1:] + self._sizes[:-1]
-        self._left = [(size, drafts) for size in order for drafts in sorted({0, depth}, reverse=True)]
+        kinds = sorted({0, depth}, reverse=True)
+        self._left = largest_first([(size, drafts) for size in self._sizes for drafts in kinds])
         self._undrawn: list[Record] = []
         self._draws = True
         self._pool: Any = None
@@ -114,7 +122,7 @@ class Graphs:
         """Rehearse nothing more, and make no more records but those for these numbers of rows, with draws if asked."""
         self._draws = draws
         self._rehearsals.clear()
-        self._left = [shape for shape in self._left if shape[0] in sizes]
+        self._left = largest_first([shape for shape in self._left if shape[0] in sizes])
 
     def find(self, plan: StepPlan) -> Record | None:
         """The record for a plan, its rows loaded; None if there is none."""
