@@ -18,7 +18,7 @@ from srt.layers.moe import triton_dispatch as dispatch
 from srt.layers.moe import triton_kernels as kernels
 from srt.layers.moe.contract import ExpertShape, PackedExperts, Route, StoredExperts
 from srt.layers.moe.triton_packing import COLUMNS, FOLDED, encode_words
-from srt.layers.moe.triton_tiles import Tile, dense_tiles, for_float32, tiles_for
+from srt.layers.moe.triton_tiles import Tile, Tiles, dense_tiles, for_float32, tiles_for
 from srt.layers.ops import Choice
 from srt.layers.quant.codes import E4M3
 from srt.layers.quant.contract import StoredWeight, WeightFormat
@@ -29,7 +29,8 @@ KINDS: Final = {"bf16": 0, "fp16": 0, "fp32": 0, "fp8": 1, "nvfp4": 2, "nvfp4-a1
 """`KIND` of the kernels by weight format."""
 PLAIN, FP8, NVFP4 = 0, 1, 2
 LEAST_STEP: Final = {PLAIN: 16, NVFP4: COLUMNS}
-"""Columns that a step of a product has at least: what a matrix unit takes, or one word of group scales."""
+"""Columns that a step of a product has at least, where products see activations as they are: what a matrix unit takes,
+or one word of group scales."""
 SORTED, SINGLE, DENSE = 0, 1, 2
 """`MODE` of the kernels."""
 FIRST_FP8: Final = (8, 9)
@@ -177,9 +178,7 @@ class TritonExperts:
         if not hidden.shape[0]:
             return torch.empty_like(hidden)
         tokens = hidden.shape[0]
-        tiles = dense_tiles(tokens, self._hopper)
-        if hidden.dtype == torch.float32:
-            tiles = for_float32(tiles, LEAST_STEP[PLAIN])
+        tiles = for_dtype(dense_tiles(tokens, self._hopper), PLAIN, hidden.dtype)
         plan = unsorted(hidden, DENSE, -(-tokens // tiles.rows), tiles.rows)
         inner = gate_up(PLAIN, hidden, shared, plan, tiles.gate_up, 1, BY_ITSELF)
         return down(PLAIN, inner, shared, plan, tiles.down, BY_ITSELF)
@@ -188,8 +187,7 @@ class TritonExperts:
         """Every chosen expert's output: [T, H] -> [T * K, H]; rows of experts elsewhere are not written."""
         tokens, top_k = choice.ids.shape
         tiles = tiles_for(self._kind, tokens * top_k, experts.shape.experts, self._hopper)
-        if self._kind != FP8 and hidden.dtype == torch.float32:
-            tiles = for_float32(tiles, LEAST_STEP[self._kind])
+        tiles = for_dtype(tiles, self._kind, hidden.dtype)
         if not tokens:
             return hidden.new_empty(0, experts.shape.hidden)
         launch = self._launch if tokens <= EARLY_TOKENS else BY_ITSELF
@@ -210,6 +208,11 @@ class TritonExperts:
                 COLUMNS=COMBINE_COLUMNS,
             )  # fmt: skip
         return out
+
+
+def for_dtype(tiles: Tiles, kind: int, dtype: torch.dtype) -> Tiles:
+    """The tiles for activations of this dtype; those of FP8 are encoded, whatever they were."""
+    return for_float32(tiles, LEAST_STEP[kind]) if dtype is torch.float32 and kind in LEAST_STEP else tiles
 
 
 def packed(kind: int, name: str, stored: StoredWeight) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ def dense_tiles(tokens: int, hopper: bool) -> Tiles:
 
 
 def for_float32(tiles: Tiles, least: int) -> Tiles:
-    """The same for plain numbers of four bytes: steps of half as many columns, but `least`, take the same memory."""
+    """The same for activations of four bytes, which need twice the room: steps of half as many columns, but `least`."""
     gate_up, down = (replace(tile, step=max(tile.step // 2, least)) for tile in (tiles.gate_up, tiles.down))
     return Tiles(tiles.rows, gate_up, down)
 
