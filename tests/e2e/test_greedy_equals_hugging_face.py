@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gpu import ON_A_GPU, ON_TWO_GPUS
+from tests.support.checkpoints import write_checkpoint
+from tests.support.gpu import ON_A_GPU, ON_FOUR_GPUS, ON_TWO_GPUS
 from tests.support.server import Server
 from tests.support.workload import HuggingFace, generate_all, long_answers, mixed_requests
 
@@ -67,3 +68,16 @@ def test_200_greedy_requests_equal_hugging_face(
         assert evicted > 0, "the pool was too large to force an eviction"
     if setting == "without the radix cache":
         assert all(answer["meta_info"]["cached_tokens"] == 0 for answer in answers)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_FOUR_GPUS)])
+def test_greedy_requests_of_four_ranks_equal_hugging_face(device: str, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "wide", "nano", seed=8, kv_heads=4, heads=8, sliding_heads=12)
+    requests = mixed_requests(16, vocab=4096, seed=22, longest=600)
+    truth = HuggingFace(checkpoint)
+    with Server("--model-path", str(checkpoint), "--dtype", "float32", "--tp-size", "4", device=device) as server:
+        answers = generate_all(server, requests)
+    outputs = [tuple(answer["output_ids"]) for answer in answers]
+    assert [len(output) for output in outputs] == [request.new_tokens for request in requests]
+    wrong = [truth.disagreement(request.prompt, output) for request, output in zip(requests, outputs, strict=True)]
+    assert wrong == [None] * len(requests)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from srt.builtin.tasks import evaluation_set
 from srt.configs.step3p7 import part_of
+from tests.support.gpu import ON_A_GPU, ON_TWO_GPUS
 from tests.support.server import Server
 
 TINY = Path(__file__).parents[2] / "srt" / "builtin" / "tiny"
@@ -106,9 +106,11 @@ def plain_on_a_gpu() -> list[Any]:
         return answers(server, bodies())
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if setting.startswith(("mtp", "one"))])
+@pytest.mark.parametrize(
+    "setting",
+    [pytest.param(setting, marks=ON_A_GPU) for setting in SETTINGS if setting.startswith(("mtp", "one"))]
+    + [pytest.param("two ranks", marks=ON_TWO_GPUS)],
+)
 def test_on_a_gpu_answers_are_those_without_guesses(setting: str, plain_on_a_gpu: list[Any]) -> None:
     with Server("--model-path", str(TINY), "--dtype", "float32", *SETTINGS[setting], device="cuda") as server:
         told = answers(server, bodies())
