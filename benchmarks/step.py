@@ -187,7 +187,7 @@ def bring_up(args: argparse.Namespace, directory: Path, rank: int = 0) -> tuple[
         speculative_algorithm="mtp" if args.mtp else "off", random_seed=args.seed,
         attention_backend=args.attention_backend, tp_size=args.tp_size,
     )  # fmt: skip
-    device = read_device(args.device)
+    device = read_device(args.device, args.tp_size)
     facts = read_facts(checkpoint_directory(path), announced=bool(args.preset))
     plan = resolve(server, facts, device)
     picks = None

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
 
+from srt.configs.gpus import Gpu, ask_driver
 from srt.configs.plan import DeviceFacts
 from srt.errors import StartupError
 
-DRIVER_TIMEOUT_S: Final = 20.0
-
-
-class Gpu(NamedTuple):
-    """An NVIDIA GPU as its driver describes it."""
-
-    name: str
-    free_bytes: int
-
 
 def read_device(
-    asked: str, root: Path = Path("/"), gpus: Callable[[], list[Gpu]] | None = None, torch: Path | None = None
+    asked: str,
+    ranks: int = 1,
+    root: Path = Path("/"),
+    gpus: Callable[[], list[Gpu]] | None = None,
+    torch: Path | None = None,
 ) -> DeviceFacts:
     """Facts of the device that `--device` asks for: auto, cpu or cuda; auto takes a GPU where a driver answers and
-    torch is built for it.
+    torch is built for it. Rank r has the r-th GPU that is visible; what the others hold does not matter.
 
     `root` is where /proc, /sys and /dev are; `gpus` asks the driver; `torch` is the folder of torch's package.
     Raises: StartupError for cuda without a GPU.
@@ -36,7 +30,7 @@ def read_device(
     cores = min(len(os.sched_getaffinity(0)), _group_cores(root))
     why = "" if asked == "cpu" or not nodes else _refusal(found, torch or _torch_folder())
     if found and not why:
-        free = min(gpu.free_bytes for gpu in found)
+        free = min(gpu.free_bytes for gpu in found[:ranks])
         return DeviceFacts("cuda", found[0].name, memory_bytes=free, cores=cores, cuda_devices=len(found))
     if asked == "cuda":
         raise StartupError(f"--device cuda: {why or 'no NVIDIA device is there'}; use --device cpu")
@@ -53,7 +47,7 @@ def read_device(
 def _refusal(gpus: Sequence[Gpu], torch: Path | None) -> str:
     """Why GPUs that are there cannot be used; empty if they can."""
     if not gpus:
-        return "its driver does not answer (nvidia-smi)"
+        return "its driver does not answer (nvidia-smi), or shows no whole GPU (CUDA_VISIBLE_DEVICES)"
     # This process does not import torch; what it is built for shows in its libraries.
     if torch is None or not (torch / "lib" / "libtorch_cuda.so").is_file():
         return "torch is installed without CUDA"
@@ -63,22 +57,6 @@ def _refusal(gpus: Sequence[Gpu], torch: Path | None) -> str:
 def _torch_folder() -> Path | None:
     spec = importlib.util.find_spec("torch")
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
-
-
-def ask_driver() -> list[Gpu]:
-    """The GPUs of this machine, none if nothing answers."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=DRIVER_TIMEOUT_S, check=True).stdout
-        return [_gpu(line) for line in answer.splitlines() if line.strip()]
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return []
-
-
-def _gpu(line: str) -> Gpu:
-    """ "NVIDIA H200, 143161" (MiB). Raises: ValueError for anything else."""
-    name, _, free_mib = line.rpartition(",")
-    return Gpu(name.strip(), int(free_mib) << 20)
 
 
 def _text(path: Path) -> str:

@@ -126,11 +126,11 @@ class DeviceFacts(msgspec.Struct, frozen=True):
     name: str
     memory_bytes: int
     """Memory that this server may fill: what is free now, within the limit of its control group; of one GPU, the
-    fullest."""
+    fullest of those that ranks have."""
     cores: int
     """Cores that this server may use at the same time."""
     cuda_devices: int = 0
-    """NVIDIA devices that are there, used or not."""
+    """NVIDIA devices that are visible, or there if none is used."""
     unused_because: str = ""
     """Why they are not, where nobody asked for the CPU."""
 

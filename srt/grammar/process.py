@@ -97,16 +97,17 @@ def in_a_copy(job: Callable[[], Outcome], seconds: float) -> Outcome:
     if answer is not None:
         outcome: Outcome = msgspec.msgpack.decode(answer, type=Outcome)
         return outcome
-    if os.waitstatus_to_exitcode(status) == -signal.SIGPROF:
+    code = os.waitstatus_to_exitcode(status)
+    if code == -signal.SIGPROF:
         return Rejected(f"compiling it takes more than {seconds:g} s (--max-grammar-seconds)")
-    return Rejected(f"compiling it takes more than {MEMORY_BYTES} bytes, or breaks the grammar library")
+    how = signal.Signals(-code).name if code < 0 else f"status {code}"
+    return Rejected(f"compiling it takes more than {MEMORY_BYTES} bytes, or breaks the grammar library ({how})")
 
 
 def _be_the_copy(job: Callable[[], Outcome], writing: int, seconds: float) -> NoReturn:
     """Whatever happens, a copy never returns to its caller."""
     try:
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + MEMORY_BYTES, resource.RLIM_INFINITY))
         signal.setitimer(signal.ITIMER_PROF, seconds)
         outcome = job()
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -115,6 +116,13 @@ def _be_the_copy(job: Callable[[], Outcome], writing: int, seconds: float) -> No
         os._exit(0)
     finally:
         os._exit(1)
+
+
+def data_bytes() -> int:
+    """What counts against the limit so far: writable memory and stacks, touched or not. Libraries for GPUs reserve far
+    more of it than they touch."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    return pages * resource.getpagesize()
 
 
 def serve(jobs: IO[bytes], outcomes: IO[bytes]) -> None:

@@ -109,7 +109,7 @@ def _asked(given: argparse.Namespace, server: ServerConfig) -> tuple[ServerConfi
         pages = -(-given.context // server.page_size)
         changes["max_total_tokens"] = pages * server.page_size * given.concurrency
     if given.gpus is None:
-        return msgspec.structs.replace(server, **changes), read_device(server.device)
+        return msgspec.structs.replace(server, **changes), read_device(server.device, server.tp_size)
     count, device = _gpus(given.gpus)
     if server.tp_size == 1:
         changes["tp_size"] = count

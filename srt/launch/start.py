@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 def make_plan(server: ServerConfig) -> RuntimePlan:
     """Read checkpoint and machine, and resolve. Raises: StartupError."""
-    device = read_device(server.device)
+    device = read_device(server.device, server.tp_size)
     directory = checkpoint_directory(server.model_path)
     drafts = draft_model_path(server)
     facts = read_facts(

@@ -179,6 +179,7 @@ class Graphs:
 
     def _captured(self, work: Callable[[], Any]) -> tuple[Replay, Any]:
         """Record what `work` enqueues; returns how to play it back, and what it returned."""
+        torch.cuda.empty_cache()  # recording begins with it: what it gives back is not to be set against the record
         free, _ = torch.cuda.mem_get_info()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
