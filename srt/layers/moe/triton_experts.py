@@ -278,12 +278,11 @@ def _constants(tile: Tile, x: Tensor) -> dict[str, Any]:
 
 def _weight(weight: Tensor, tile: Tile, kind: int) -> Any:
     """The weight as the kernel takes it: itself, or its descriptor."""
-    if not tile.tma:
+    if not tile.tma or kind == NVFP4:
         return weight
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    step = tile.step // 4 if kind == NVFP4 else tile.step
-    return TensorDescriptor.from_tensor(weight.flatten(0, 1), [tile.columns, step])
+    return TensorDescriptor.from_tensor(weight.flatten(0, 1), [tile.columns, tile.step])
 
 
 def _operand(kind: int, x: Tensor, launch: Launch) -> tuple[Tensor, Tensor]:

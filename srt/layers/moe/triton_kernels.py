@@ -12,6 +12,7 @@ import triton.language as tl
 
 from srt.layers.cuda.jit import jit
 from srt.layers.cuda.launch import take_over
+from srt.layers.moe import triton_packing as packing
 
 PLAIN = tl.constexpr(0)
 FP8 = tl.constexpr(1)
@@ -31,6 +32,7 @@ LOW_MASK = tl.constexpr(0x00400040)
 """Its fraction."""
 SCALE_TOP = tl.constexpr(0x7000)
 """Top exponent bits of a group scale as a bfloat16."""
+block_columns = triton.constexpr_function(packing.block_columns)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -176,28 +178,22 @@ def input_tile(x: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STE
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def word_tile(w: tl.tensor, first: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STEP: tl.constexpr,
-              TMA: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """The words of columns [k, k + STEP): [.., STEP / 4]."""
-    if TMA:
-        tile = w.load([first, k // 4])
+def block_tile(table: tl.tensor, expert: tl.tensor, rows: tl.tensor, k: tl.tensor, N: tl.constexpr, K: tl.constexpr,
+               STEP: tl.constexpr, EACH: tl.constexpr, BEHIND: tl.constexpr) -> tl.tensor:  # fmt: skip
+    """What stands for columns [k, k + STEP) of these rows, one number for `EACH` columns, from a table
+    [E, K / block, N, block / EACH]: [.., STEP / EACH]."""
+    BLOCK: tl.constexpr = block_columns(K)
+    WIDE: tl.constexpr = BLOCK // EACH
+    steps = tl.arange(0, STEP // EACH)
+    start = table + expert.to(tl.int64) * (N * (K // EACH)) + BEHIND * WIDE
+    if STEP <= BLOCK:
+        # Aligned, which the compiler does not see by itself.
+        first = 0 if STEP == BLOCK else tl.multiple_of(k % BLOCK // EACH, STEP // EACH)
+        within = first + steps
+        tile = tl.load(start + (k // BLOCK) * (N * WIDE) + rows[:, None] * WIDE + within[None, :])
     else:
-        words = k // 4 + tl.arange(0, STEP // 4)
-        if K % STEP == 0:
-            tile = tl.load(w + rows[:, None] * (K // 4) + words[None, :])
-        else:
-            tile = tl.load(w + rows[:, None] * (K // 4) + words[None, :], mask=(words < K // 4)[None, :], other=0)
-    return tile
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def scale_tile(scale: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STEP: tl.constexpr) -> tl.tensor:
-    """The group scales of columns [k, k + STEP): [.., STEP / 64] int32, four groups in each."""
-    blocks = k // 64 + tl.arange(0, STEP // 64)
-    if K % STEP == 0:
-        tile = tl.load(scale + rows[:, None] * (K // 64) + blocks[None, :])
-    else:
-        tile = tl.load(scale + rows[:, None] * (K // 64) + blocks[None, :], mask=(blocks < K // 64)[None, :], other=0)
+        places = (k // BLOCK + steps // WIDE) * (N * WIDE) + steps % WIDE
+        tile = tl.load(start + rows[:, None] * WIDE + places[None, :], mask=(k + steps * EACH < K)[None, :], other=0)
     return tile
 
 
@@ -208,14 +204,20 @@ def place_tile(x: tl.tensor, rows: tl.tensor, k: tl.tensor, PLACE: tl.constexpr,
 
     Joined: those of all places, one after the other.
     """
+    BLOCK: tl.constexpr = block_columns(K)
     steps = tl.arange(0, STEP if JOINED else STEP // 4)
     words = steps % (STEP // 4)
-    # Runs of 16 neighbours, which the compiler does not see by itself.
-    columns = words // 16 * 64 + (PLACE + steps // (STEP // 4)) * 16 + words % 16
-    columns = k + tl.max_contiguous(tl.multiple_of(columns, 16), 16)
-    if K % STEP == 0:
+    place = PLACE + steps // (STEP // 4)
+    # Runs of neighbours, which the compiler does not see by itself.
+    if STEP <= BLOCK:
+        RUN: tl.constexpr = STEP // 4
+        columns = k // BLOCK * BLOCK + (k % BLOCK) // 4 + place * (BLOCK // 4) + words
+        columns = tl.max_contiguous(tl.multiple_of(columns, RUN), RUN)
         tile = tl.load(x + rows[:, None] + columns[None, :])
     else:
+        QUARTER: tl.constexpr = BLOCK // 4
+        columns = k + words // QUARTER * BLOCK + place * QUARTER + words % QUARTER
+        columns = tl.max_contiguous(tl.multiple_of(columns, QUARTER), QUARTER)
         tile = tl.load(x + rows[:, None] + columns[None, :], mask=(columns < K)[None, :], other=0.0)
     return tile.T
 
@@ -269,18 +271,18 @@ def gate_up_kernel(
         inside = columns < WIDTH
         base = expert * 2 * WIDTH
         first, second = base + start, base + WIDTH + start
-        gates = (base + tl.minimum(columns, WIDTH - 1)).to(tl.int64)
+        inner_columns = columns if WIDTH % COLUMNS == 0 else tl.minimum(columns, WIDTH - 1)
+        gates = (base + inner_columns).to(tl.int64)
         ups = gates + WIDTH
         gate = tl.zeros((COLUMNS, ROWS), tl.float32)
         up = tl.zeros((COLUMNS, ROWS), tl.float32)
         begin = tl.program_id(2) * (K // SHARES) if SHARES > 1 else 0
         if KIND == NVFP4:
             for k in range(begin, begin + K // SHARES, STEP):
-                gate_words, gate_scales = (
-                    word_tile(w, first, gates, k, K, STEP, TMA),
-                    scale_tile(w_scale, gates, k, K, STEP),
-                )
-                up_words, up_scales = word_tile(w, second, ups, k, K, STEP, TMA), scale_tile(w_scale, ups, k, K, STEP)
+                gate_words = block_tile(w, expert, inner_columns, k, 2 * WIDTH, K, STEP, 4, 0)
+                gate_scales = block_tile(w_scale, expert, inner_columns, k, 2 * WIDTH, K, STEP, 64, 0)
+                up_words = block_tile(w, expert, inner_columns, k, 2 * WIDTH, K, STEP, 4, WIDTH)
+                up_scales = block_tile(w_scale, expert, inner_columns, k, 2 * WIDTH, K, STEP, 64, WIDTH)
                 for place in tl.static_range(1 if JOINED else 4):
                     tile = place_tile(x, rows, k, place, K, STEP, JOINED)
                     a = decode_places(gate_words, gate_scales, place, COLUMNS, STEP, PACKED, JOINED)
@@ -335,14 +337,13 @@ def down_kernel(
         columns = start + tl.arange(0, COLUMNS)
         inside = columns < HIDDEN
         first = expert * HIDDEN + start
-        outputs = (expert * HIDDEN + tl.minimum(columns, HIDDEN - 1)).to(tl.int64)
+        hidden_columns = columns if HIDDEN % COLUMNS == 0 else tl.minimum(columns, HIDDEN - 1)
+        outputs = (expert * HIDDEN + hidden_columns).to(tl.int64)
         total = tl.zeros((COLUMNS, ROWS), tl.float32)
         if KIND == NVFP4:
             for k in range(0, WIDTH, STEP):
-                words, scales = (
-                    word_tile(w, first, outputs, k, WIDTH, STEP, TMA),
-                    scale_tile(w_scale, outputs, k, WIDTH, STEP),
-                )
+                words = block_tile(w, expert, hidden_columns, k, HIDDEN, WIDTH, STEP, 4, 0)
+                scales = block_tile(w_scale, expert, hidden_columns, k, HIDDEN, WIDTH, STEP, 64, 0)
                 for place in tl.static_range(1 if JOINED else 4):
                     tile = place_tile(inner, rows, k, place, WIDTH, STEP, JOINED)
                     a = decode_places(words, scales, place, COLUMNS, STEP, PACKED, JOINED)
