@@ -152,21 +152,6 @@ def block_of(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def plain_tile(w: tl.tensor, first: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STEP: tl.constexpr,
-               TMA: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """Columns [k, k + STEP) of the weight's rows, zeros beyond K."""
-    if TMA:
-        tile = w.load([first, k])
-    else:
-        steps = k + tl.arange(0, STEP)
-        if K % STEP == 0:
-            tile = tl.load(w + rows[:, None] * K + steps[None, :])
-        else:
-            tile = tl.load(w + rows[:, None] * K + steps[None, :], mask=(steps < K)[None, :], other=0.0)
-    return tile
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def input_tile(x: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STEP: tl.constexpr) -> tl.tensor:
     """Columns [k, k + STEP) of the activations at these offsets of rows, transposed, zeros beyond K."""
     steps = k + tl.arange(0, STEP)
@@ -178,22 +163,26 @@ def input_tile(x: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STE
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def block_tile(table: tl.tensor, expert: tl.tensor, rows: tl.tensor, k: tl.tensor, N: tl.constexpr, K: tl.constexpr,
-               STEP: tl.constexpr, EACH: tl.constexpr, BEHIND: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """What stands for columns [k, k + STEP) of these rows, one number for `EACH` columns, from a table
-    [E, K / block, N, block / EACH]: [.., STEP / EACH]."""
-    BLOCK: tl.constexpr = block_columns(K)
+def tile_of(table: tl.tensor, expert: tl.tensor, start: tl.tensor, rows: tl.tensor, k: tl.tensor, N: tl.constexpr,
+            K: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr, EACH: tl.constexpr, BEHIND: tl.constexpr,
+            TMA: tl.constexpr) -> tl.tensor:  # fmt: skip
+    """What stands for columns [k, k + STEP) of the rows `BEHIND` + `rows`, zeros beyond K: [.., STEP / EACH].
+
+    The table, [E, K / BLOCK, N, BLOCK / EACH], has a number for `EACH` columns. The rows begin with `start`.
+    """
     WIDE: tl.constexpr = BLOCK // EACH
     steps = tl.arange(0, STEP // EACH)
-    start = table + expert.to(tl.int64) * (N * (K // EACH)) + BEHIND * WIDE
-    if STEP <= BLOCK:
-        # Aligned, which the compiler does not see by itself.
-        first = 0 if STEP == BLOCK else tl.multiple_of(k % BLOCK // EACH, STEP // EACH)
-        within = first + steps
-        tile = tl.load(start + (k // BLOCK) * (N * WIDE) + rows[:, None] * WIDE + within[None, :])
+    # Where in a block, and that it is aligned, which the compiler does not see by itself.
+    first = k // EACH if BLOCK == K else 0 if BLOCK == STEP else tl.multiple_of(k % BLOCK // EACH, STEP // EACH)
+    if TMA:
+        tile = table.load([(expert * (K // BLOCK) + k // BLOCK) * N + BEHIND + start, first])
     else:
-        places = (k // BLOCK + steps // WIDE) * (N * WIDE) + steps % WIDE
-        tile = tl.load(start + rows[:, None] * WIDE + places[None, :], mask=(k + steps * EACH < K)[None, :], other=0)
+        own = table + expert.to(tl.int64) * (N * (K // EACH)) + BEHIND * WIDE
+        if K % STEP == 0 and STEP <= BLOCK:
+            tile = tl.load(own + (k // BLOCK) * (N * WIDE) + rows[:, None] * WIDE + (first + steps)[None, :])
+        else:
+            places = (k // BLOCK + steps // WIDE) * (N * WIDE) + (first + steps) % WIDE
+            tile = tl.load(own + rows[:, None] * WIDE + places[None, :], mask=(k + steps * EACH < K)[None, :], other=0)
     return tile
 
 
@@ -204,7 +193,7 @@ def place_tile(x: tl.tensor, rows: tl.tensor, k: tl.tensor, PLACE: tl.constexpr,
 
     Joined: those of all places, one after the other.
     """
-    BLOCK: tl.constexpr = block_columns(K)
+    BLOCK: tl.constexpr = block_columns(NVFP4, K)
     steps = tl.arange(0, STEP if JOINED else STEP // 4)
     words = steps % (STEP // 4)
     place = PLACE + steps // (STEP // 4)
@@ -260,6 +249,7 @@ def gate_up_kernel(
 
     With several shares of K: inner[share, position] = gate, up in float32, for `activate_kernel`.
     """
+    BLOCK: tl.constexpr = block_columns(KIND, K)
     take_over(PDL)
     expert, position, mine, slots = block_of(
         tl.program_id(1), order, starts, block_expert, block_row, pairs, EXPERTS, MODE, ROWS
@@ -269,20 +259,16 @@ def gate_up_kernel(
         start = tl.program_id(0) * COLUMNS
         columns = start + tl.arange(0, COLUMNS)
         inside = columns < WIDTH
-        base = expert * 2 * WIDTH
-        first, second = base + start, base + WIDTH + start
-        inner_columns = columns if WIDTH % COLUMNS == 0 else tl.minimum(columns, WIDTH - 1)
-        gates = (base + inner_columns).to(tl.int64)
-        ups = gates + WIDTH
+        own = columns if WIDTH % COLUMNS == 0 else tl.minimum(columns, WIDTH - 1)
         gate = tl.zeros((COLUMNS, ROWS), tl.float32)
         up = tl.zeros((COLUMNS, ROWS), tl.float32)
         begin = tl.program_id(2) * (K // SHARES) if SHARES > 1 else 0
         if KIND == NVFP4:
             for k in range(begin, begin + K // SHARES, STEP):
-                gate_words = block_tile(w, expert, inner_columns, k, 2 * WIDTH, K, STEP, 4, 0)
-                gate_scales = block_tile(w_scale, expert, inner_columns, k, 2 * WIDTH, K, STEP, 64, 0)
-                up_words = block_tile(w, expert, inner_columns, k, 2 * WIDTH, K, STEP, 4, WIDTH)
-                up_scales = block_tile(w_scale, expert, inner_columns, k, 2 * WIDTH, K, STEP, 64, WIDTH)
+                gate_words = tile_of(w, expert, start, own, k, 2 * WIDTH, K, STEP, BLOCK, 4, 0, False)
+                gate_scales = tile_of(w_scale, expert, start, own, k, 2 * WIDTH, K, STEP, BLOCK, 64, 0, False)
+                up_words = tile_of(w, expert, start, own, k, 2 * WIDTH, K, STEP, BLOCK, 4, WIDTH, False)
+                up_scales = tile_of(w_scale, expert, start, own, k, 2 * WIDTH, K, STEP, BLOCK, 64, WIDTH, False)
                 for place in tl.static_range(1 if JOINED else 4):
                     tile = place_tile(x, rows, k, place, K, STEP, JOINED)
                     a = decode_places(gate_words, gate_scales, place, COLUMNS, STEP, PACKED, JOINED)
@@ -293,20 +279,22 @@ def gate_up_kernel(
             up *= tl.load(matrix + expert * 2 + 1)
         elif KIND == FP8:
             scales = x_scale + (slots // TOP_K).to(tl.int64) * (K // 128)
-            gate_scales = w_scale + (first // 128).to(tl.int64) * (K // 128)
-            up_scales = w_scale + (second // 128).to(tl.int64) * (K // 128)
+            gate_scales = w_scale + ((expert * 2 * WIDTH + start) // 128).to(tl.int64) * (K // 128)
+            up_scales = w_scale + (((expert * 2 + 1) * WIDTH + start) // 128).to(tl.int64) * (K // 128)
             for k in range(begin, begin + K // SHARES, 128):
                 tile, scale = input_tile(x, rows, k, K, 128), tl.load(scales + k // 128)
                 gate_scale, up_scale = tl.load(gate_scales + k // 128), tl.load(up_scales + k // 128)
-                part = tl.dot(plain_tile(w, first, gates, k, K, 128, TMA), tile)
+                part = tl.dot(tile_of(w, expert, start, own, k, 2 * WIDTH, K, 128, BLOCK, 1, 0, TMA), tile)
                 gate += part * (scale * gate_scale)[None, :]
-                part = tl.dot(plain_tile(w, second, ups, k, K, 128, TMA), tile)
+                part = tl.dot(tile_of(w, expert, start, own, k, 2 * WIDTH, K, 128, BLOCK, 1, WIDTH, TMA), tile)
                 up += part * (scale * up_scale)[None, :]
         else:
             for k in range(begin, begin + K // SHARES, STEP):
                 tile = input_tile(x, rows, k, K, STEP)
-                gate = tl.dot(plain_tile(w, first, gates, k, K, STEP, TMA), tile, gate, input_precision="ieee")
-                up = tl.dot(plain_tile(w, second, ups, k, K, STEP, TMA), tile, up, input_precision="ieee")
+                a = tile_of(w, expert, start, own, k, 2 * WIDTH, K, STEP, BLOCK, 1, 0, TMA)
+                gate = tl.dot(a, tile, gate, input_precision="ieee")
+                a = tile_of(w, expert, start, own, k, 2 * WIDTH, K, STEP, BLOCK, 1, WIDTH, TMA)
+                up = tl.dot(a, tile, up, input_precision="ieee")
         here = mine[None, :] & inside[:, None]
         if SHARES > 1:
             share = tl.program_id(2) * pairs + position[None, :]
@@ -327,6 +315,7 @@ def down_kernel(
     JOINED: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """out[pair] = down(inner[position]): back in the order of tokens, not yet weighted."""
+    BLOCK: tl.constexpr = block_columns(KIND, WIDTH)
     take_over(PDL)
     expert, position, mine, slots = block_of(
         tl.program_id(1), order, starts, block_expert, block_row, pairs, EXPERTS, MODE, ROWS
@@ -336,14 +325,12 @@ def down_kernel(
         start = tl.program_id(0) * COLUMNS
         columns = start + tl.arange(0, COLUMNS)
         inside = columns < HIDDEN
-        first = expert * HIDDEN + start
-        hidden_columns = columns if HIDDEN % COLUMNS == 0 else tl.minimum(columns, HIDDEN - 1)
-        outputs = (expert * HIDDEN + hidden_columns).to(tl.int64)
+        own = columns if HIDDEN % COLUMNS == 0 else tl.minimum(columns, HIDDEN - 1)
         total = tl.zeros((COLUMNS, ROWS), tl.float32)
         if KIND == NVFP4:
             for k in range(0, WIDTH, STEP):
-                words = block_tile(w, expert, hidden_columns, k, HIDDEN, WIDTH, STEP, 4, 0)
-                scales = block_tile(w_scale, expert, hidden_columns, k, HIDDEN, WIDTH, STEP, 64, 0)
+                words = tile_of(w, expert, start, own, k, HIDDEN, WIDTH, STEP, BLOCK, 4, 0, False)
+                scales = tile_of(w_scale, expert, start, own, k, HIDDEN, WIDTH, STEP, BLOCK, 64, 0, False)
                 for place in tl.static_range(1 if JOINED else 4):
                     tile = place_tile(inner, rows, k, place, WIDTH, STEP, JOINED)
                     a = decode_places(words, scales, place, COLUMNS, STEP, PACKED, JOINED)
@@ -351,16 +338,17 @@ def down_kernel(
             total *= tl.load(matrix + expert)
         elif KIND == FP8:
             scales = inner_scale + position.to(tl.int64) * (WIDTH // 128)
-            weight_scales = w_scale + (first // 128).to(tl.int64) * (WIDTH // 128)
+            weight_scales = w_scale + ((expert * HIDDEN + start) // 128).to(tl.int64) * (WIDTH // 128)
             for k in range(0, WIDTH, 128):
                 tile, scale = input_tile(inner, rows, k, WIDTH, 128), tl.load(scales + k // 128)
                 weight_scale = tl.load(weight_scales + k // 128)
-                part = tl.dot(plain_tile(w, first, outputs, k, WIDTH, 128, TMA), tile)
+                part = tl.dot(tile_of(w, expert, start, own, k, HIDDEN, WIDTH, 128, BLOCK, 1, 0, TMA), tile)
                 total += part * (scale * weight_scale)[None, :]
         else:
             for k in range(0, WIDTH, STEP):
                 tile = input_tile(inner, rows, k, WIDTH, STEP)
-                total = tl.dot(plain_tile(w, first, outputs, k, WIDTH, STEP, TMA), tile, total, input_precision="ieee")
+                a = tile_of(w, expert, start, own, k, HIDDEN, WIDTH, STEP, BLOCK, 1, 0, TMA)
+                total = tl.dot(a, tile, total, input_precision="ieee")
         target = out + slots[None, :].to(tl.int64) * HIDDEN + columns[:, None]
         tl.store(target, total.to(out.dtype.element_ty), mask=mine[None, :] & inside[:, None])
 

@@ -1,9 +1,12 @@
 """NVFP4 weights as the Triton kernels read them: four codes in a 16-bit word, four group scales in a 32-bit one.
 
-Columns come in blocks of 256 where these divide a row, else of 128 or 64, and a block of all rows of an expert lies
-before the next: what a program reads in a step lies together. A word of a block holds the codes of one column of each
-of its quarters, at the same place: so the activations that meet a place lie together too. Scales likewise. An even word and the odd one behind it are read as 32 bits, which lie so that the fewest shifts and masks make two bfloat16
-of the codes at one place, with as many of the shifts to the left as can be, since those may also be multiplications:
+Columns come in blocks of 256 where these divide a row, else of 128 or 64. A block of all rows of an expert lies before
+the next one, so that what a program reads in a step lies together. A word of a block holds the codes of one column of
+each of its quarters, at the same place: so the activations that meet a place lie together too. Scales likewise.
+
+An even word and the odd one behind it are read as 32 bits, which lie so that the fewest shifts and masks make two
+bfloat16 of the codes at one place, with as many of the shifts to the left as can be, since those may also be
+multiplications:
 
     place   sign   exponent   fraction      brought to 15, 8 and 7, 6 by
     0       15     8, 7       6             nothing
@@ -29,7 +32,10 @@ BITS: Final = ((15, 8, 7, 6), (11, 4, 3, 2), (21, 14, 13, 12), (17, 10, 9, 0))
 """By place: where an even word's code has its sign, both bits of its exponent, and its fraction."""
 FOLDED: Final = 256.0
 """The kernels' products are 2^-8 of the numbers; the matrix scale makes up for it."""
+PLAIN, FP8, NVFP4 = 0, 1, 2
+"""`KIND` of the kernels."""
 BLOCKS: Final = (256, 128, COLUMNS)
+"""Sizes of blocks, of which the first that divides a row is taken."""
 _SCALE_EXPONENT: Final = 21
 _CHUNK: Final = 4
 """Experts regrouped at once: what needs memory beyond the result."""
@@ -43,7 +49,7 @@ def encode_words(packed: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     Raises: ValueError if a group scale is not a number.
     """
     experts, rows, half = packed.shape
-    block = block_columns(2 * half)
+    block = block_columns(NVFP4, 2 * half)
     blocks = 2 * half // block
     words = torch.empty(experts, blocks, rows, block // 4, dtype=torch.int16, device=packed.device)
     scales = torch.empty(experts, blocks, rows, block // 64, dtype=torch.int32, device=packed.device)
@@ -60,9 +66,9 @@ def encode_words(packed: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     return words, scales
 
 
-def block_columns(columns: int) -> int:
-    """Columns of a block of a row of so many, a multiple of 64."""
-    return next(block for block in BLOCKS if columns % block == 0)
+def block_columns(kind: int, columns: int) -> int:
+    """Columns of a block of a row of so many; all of them where rows are in one piece."""
+    return next(block for block in BLOCKS if columns % block == 0) if kind == NVFP4 else columns
 
 
 def _words(codes: Tensor) -> Tensor:
