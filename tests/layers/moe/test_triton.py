@@ -282,13 +282,13 @@ def test_a_group_scale_that_is_no_number_is_refused() -> None:
         encode_scales(scale)
 
 
-@pytest.mark.parametrize("pairs", [0, 1, 8, 100, 2_000, 10_000, 70_000])
+@pytest.mark.parametrize("pairs", [0, 1, 8, 100, 2_000, 10_000, 20_000, 70_000])
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_every_number_of_pairs_has_tiles_whose_steps_fit_the_format(kind: int, pairs: int) -> None:
     tiles, elsewhere = (tiles_for(kind, pairs, 288, hopper) for hopper in (True, False))
     assert not elsewhere.gate_up.tma and not elsewhere.down.tma
     for tile in (tiles.gate_up, tiles.down):
-        assert 128 % tile.columns == 0 or kind == 0
+        assert 128 % tile.columns == 0 or kind != 1, "an FP8 scale belongs to 128 outputs"
         assert tile.step % {0: 16, 1: 128, 2: 64}[kind] == 0
         assert kind != 1 or tile.step == 128
         assert kind != 2 or not tile.tma, "words lie in blocks, which descriptors do not know"
