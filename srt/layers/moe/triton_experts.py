@@ -17,7 +17,7 @@ from srt.layers.gpu import Gpu
 from srt.layers.moe import triton_dispatch as dispatch
 from srt.layers.moe import triton_kernels as kernels
 from srt.layers.moe.contract import ExpertShape, PackedExperts, Route, StoredExperts
-from srt.layers.moe.triton_packing import COLUMNS, FOLDED, encode_words
+from srt.layers.moe.triton_packing import COLUMNS, FOLDED, FP8, NVFP4, PLAIN, encode_words
 from srt.layers.moe.triton_tiles import Tile, Tiles, dense_tiles, for_float32, tiles_for
 from srt.layers.ops import Choice
 from srt.layers.quant.codes import E4M3
@@ -27,7 +27,6 @@ from srt.layers.quant.nvfp4 import GROUP_SCALE, MATRIX_SCALE
 
 KINDS: Final = {"bf16": 0, "fp16": 0, "fp32": 0, "fp8": 1, "nvfp4": 2, "nvfp4-a16": 2}
 """`KIND` of the kernels by weight format."""
-PLAIN, FP8, NVFP4 = 0, 1, 2
 LEAST_STEP: Final = {PLAIN: 16, NVFP4: COLUMNS}
 """Columns that a step of a product has at least, where products see activations as they are: what a matrix unit takes,
 or one word of group scales."""
@@ -233,7 +232,7 @@ def gate_up(
     shape, tensors = experts.shape, experts.tensors
     pairs = hidden.shape[0] * top_k
     x, x_scale = _operand(kind, hidden, launch)
-    weight = _weight(tensors["gate_up.weight"], tile, kind)
+    weight = _weight(tensors["gate_up.weight"], tile)
     shares = tile.shares if shape.hidden % (tile.shares * tile.step) == 0 else 1
     # Pairs of experts elsewhere have no place in the order; FP8 encodes what is there, so let it be numbers.
     allocate = torch.zeros if shape.elsewhere else torch.empty
@@ -258,7 +257,7 @@ def down(kind: int, inner: Tensor, experts: PackedExperts, plan: Schedule, tile:
     shape, tensors = experts.shape, experts.tensors
     out = torch.empty(inner.shape[0], shape.hidden, dtype=inner.dtype, device=inner.device)
     x, x_scale = _operand(kind, inner, launch)
-    weight = _weight(tensors["down.weight"], tile, kind)
+    weight = _weight(tensors["down.weight"], tile)
     kernels.down_kernel[-(-shape.hidden // tile.columns), plan.blocks](
         x, x_scale, weight, tensors["down.scale"], tensors["down.matrix"], out, *plan.table, inner.shape[0],
         EXPERTS=shape.experts, WIDTH=shape.width, HIDDEN=shape.hidden, KIND=kind, MODE=plan.mode, ROWS=plan.rows,
@@ -276,14 +275,13 @@ def _constants(tile: Tile, x: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _weight(weight: Tensor, tile: Tile, kind: int) -> Any:
+def _weight(weight: Tensor, tile: Tile) -> Any:
     """The weight as the kernel takes it: itself, or its descriptor."""
     if not tile.tma:
         return weight
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    step = tile.step // 4 if kind == NVFP4 else tile.step
-    return TensorDescriptor.from_tensor(weight.flatten(0, 1), [tile.columns, step])
+    return TensorDescriptor.from_tensor(weight.flatten(0, 1), [tile.columns, tile.step])
 
 
 def _operand(kind: int, x: Tensor, launch: Launch) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from srt.layers.cuda.jit import jit
 from srt.layers.cuda.launch import take_over
+from srt.layers.moe import triton_packing as packing
 
 PLAIN = tl.constexpr(0)
 FP8 = tl.constexpr(1)
@@ -31,6 +32,7 @@ LOW_MASK = tl.constexpr(0x00400040)
 """Its fraction."""
 SCALE_TOP = tl.constexpr(0x7000)
 """Top exponent bits of a group scale as a bfloat16."""
+block_columns = triton.constexpr_function(packing.block_columns)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -150,21 +152,6 @@ def block_of(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def plain_tile(w: tl.tensor, first: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STEP: tl.constexpr,
-               TMA: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """Columns [k, k + STEP) of the weight's rows, zeros beyond K."""
-    if TMA:
-        tile = w.load([first, k])
-    else:
-        steps = k + tl.arange(0, STEP)
-        if K % STEP == 0:
-            tile = tl.load(w + rows[:, None] * K + steps[None, :])
-        else:
-            tile = tl.load(w + rows[:, None] * K + steps[None, :], mask=(steps < K)[None, :], other=0.0)
-    return tile
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def input_tile(x: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STEP: tl.constexpr) -> tl.tensor:
     """Columns [k, k + STEP) of the activations at these offsets of rows, transposed, zeros beyond K."""
     steps = k + tl.arange(0, STEP)
@@ -176,28 +163,26 @@ def input_tile(x: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STE
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def word_tile(w: tl.tensor, first: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STEP: tl.constexpr,
-              TMA: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """The words of columns [k, k + STEP): [.., STEP / 4]."""
+def tile_of(table: tl.tensor, expert: tl.tensor, start: tl.tensor, rows: tl.tensor, k: tl.tensor, N: tl.constexpr,
+            K: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr, EACH: tl.constexpr, BEHIND: tl.constexpr,
+            TMA: tl.constexpr) -> tl.tensor:  # fmt: skip
+    """What stands for columns [k, k + STEP) of the rows `BEHIND` + `rows`, zeros beyond K: [.., STEP / EACH].
+
+    The table, [E, K / BLOCK, N, BLOCK / EACH], has a number for `EACH` columns. The rows begin with `start`.
+    """
+    WIDE: tl.constexpr = BLOCK // EACH
+    steps = tl.arange(0, STEP // EACH)
+    # Where in a block, and that it is aligned, which the compiler does not see by itself.
+    first = k // EACH if BLOCK == K else 0 if BLOCK == STEP else tl.multiple_of(k % BLOCK // EACH, STEP // EACH)
     if TMA:
-        tile = w.load([first, k // 4])
+        tile = table.load([(expert * (K // BLOCK) + k // BLOCK) * N + BEHIND + start, first])
     else:
-        words = k // 4 + tl.arange(0, STEP // 4)
-        if K % STEP == 0:
-            tile = tl.load(w + rows[:, None] * (K // 4) + words[None, :])
+        own = table + expert.to(tl.int64) * (N * (K // EACH)) + BEHIND * WIDE
+        if K % STEP == 0 and STEP <= BLOCK:
+            tile = tl.load(own + (k // BLOCK) * (N * WIDE) + rows[:, None] * WIDE + (first + steps)[None, :])
         else:
-            tile = tl.load(w + rows[:, None] * (K // 4) + words[None, :], mask=(words < K // 4)[None, :], other=0)
-    return tile
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def scale_tile(scale: tl.tensor, rows: tl.tensor, k: tl.tensor, K: tl.constexpr, STEP: tl.constexpr) -> tl.tensor:
-    """The group scales of columns [k, k + STEP): [.., STEP / 64] int32, four groups in each."""
-    blocks = k // 64 + tl.arange(0, STEP // 64)
-    if K % STEP == 0:
-        tile = tl.load(scale + rows[:, None] * (K // 64) + blocks[None, :])
-    else:
-        tile = tl.load(scale + rows[:, None] * (K // 64) + blocks[None, :], mask=(blocks < K // 64)[None, :], other=0)
+            places = (k // BLOCK + steps // WIDE) * (N * WIDE) + (first + steps) % WIDE
+            tile = tl.load(own + rows[:, None] * WIDE + places[None, :], mask=(k + steps * EACH < K)[None, :], other=0)
     return tile
 
 
@@ -208,14 +193,20 @@ def place_tile(x: tl.tensor, rows: tl.tensor, k: tl.tensor, PLACE: tl.constexpr,
 
     Joined: those of all places, one after the other.
     """
+    BLOCK: tl.constexpr = block_columns(NVFP4, K)
     steps = tl.arange(0, STEP if JOINED else STEP // 4)
     words = steps % (STEP // 4)
-    # Runs of 16 neighbours, which the compiler does not see by itself.
-    columns = words // 16 * 64 + (PLACE + steps // (STEP // 4)) * 16 + words % 16
-    columns = k + tl.max_contiguous(tl.multiple_of(columns, 16), 16)
-    if K % STEP == 0:
+    place = PLACE + steps // (STEP // 4)
+    # Runs of neighbours, which the compiler does not see by itself.
+    if STEP <= BLOCK:
+        RUN: tl.constexpr = STEP // 4
+        columns = k // BLOCK * BLOCK + (k % BLOCK) // 4 + place * (BLOCK // 4) + words
+        columns = tl.max_contiguous(tl.multiple_of(columns, RUN), RUN)
         tile = tl.load(x + rows[:, None] + columns[None, :])
     else:
+        QUARTER: tl.constexpr = BLOCK // 4
+        columns = k + words // QUARTER * BLOCK + place * QUARTER + words % QUARTER
+        columns = tl.max_contiguous(tl.multiple_of(columns, QUARTER), QUARTER)
         tile = tl.load(x + rows[:, None] + columns[None, :], mask=(columns < K)[None, :], other=0.0)
     return tile.T
 
@@ -258,6 +249,7 @@ def gate_up_kernel(
 
     With several shares of K: inner[share, position] = gate, up in float32, for `activate_kernel`.
     """
+    BLOCK: tl.constexpr = block_columns(KIND, K)
     take_over(PDL)
     expert, position, mine, slots = block_of(
         tl.program_id(1), order, starts, block_expert, block_row, pairs, EXPERTS, MODE, ROWS
@@ -267,20 +259,16 @@ def gate_up_kernel(
         start = tl.program_id(0) * COLUMNS
         columns = start + tl.arange(0, COLUMNS)
         inside = columns < WIDTH
-        base = expert * 2 * WIDTH
-        first, second = base + start, base + WIDTH + start
-        gates = (base + tl.minimum(columns, WIDTH - 1)).to(tl.int64)
-        ups = gates + WIDTH
+        own = columns if WIDTH % COLUMNS == 0 else tl.minimum(columns, WIDTH - 1)
         gate = tl.zeros((COLUMNS, ROWS), tl.float32)
         up = tl.zeros((COLUMNS, ROWS), tl.float32)
         begin = tl.program_id(2) * (K // SHARES) if SHARES > 1 else 0
         if KIND == NVFP4:
             for k in range(begin, begin + K // SHARES, STEP):
-                gate_words, gate_scales = (
-                    word_tile(w, first, gates, k, K, STEP, TMA),
-                    scale_tile(w_scale, gates, k, K, STEP),
-                )
-                up_words, up_scales = word_tile(w, second, ups, k, K, STEP, TMA), scale_tile(w_scale, ups, k, K, STEP)
+                gate_words = tile_of(w, expert, start, own, k, 2 * WIDTH, K, STEP, BLOCK, 4, 0, False)
+                gate_scales = tile_of(w_scale, expert, start, own, k, 2 * WIDTH, K, STEP, BLOCK, 64, 0, False)
+                up_words = tile_of(w, expert, start, own, k, 2 * WIDTH, K, STEP, BLOCK, 4, WIDTH, False)
+                up_scales = tile_of(w_scale, expert, start, own, k, 2 * WIDTH, K, STEP, BLOCK, 64, WIDTH, False)
                 for place in tl.static_range(1 if JOINED else 4):
                     tile = place_tile(x, rows, k, place, K, STEP, JOINED)
                     a = decode_places(gate_words, gate_scales, place, COLUMNS, STEP, PACKED, JOINED)
@@ -291,20 +279,22 @@ def gate_up_kernel(
             up *= tl.load(matrix + expert * 2 + 1)
         elif KIND == FP8:
             scales = x_scale + (slots // TOP_K).to(tl.int64) * (K // 128)
-            gate_scales = w_scale + (first // 128).to(tl.int64) * (K // 128)
-            up_scales = w_scale + (second // 128).to(tl.int64) * (K // 128)
+            gate_scales = w_scale + ((expert * 2 * WIDTH + start) // 128).to(tl.int64) * (K // 128)
+            up_scales = w_scale + (((expert * 2 + 1) * WIDTH + start) // 128).to(tl.int64) * (K // 128)
             for k in range(begin, begin + K // SHARES, 128):
                 tile, scale = input_tile(x, rows, k, K, 128), tl.load(scales + k // 128)
                 gate_scale, up_scale = tl.load(gate_scales + k // 128), tl.load(up_scales + k // 128)
-                part = tl.dot(plain_tile(w, first, gates, k, K, 128, TMA), tile)
+                part = tl.dot(tile_of(w, expert, start, own, k, 2 * WIDTH, K, 128, BLOCK, 1, 0, TMA), tile)
                 gate += part * (scale * gate_scale)[None, :]
-                part = tl.dot(plain_tile(w, second, ups, k, K, 128, TMA), tile)
+                part = tl.dot(tile_of(w, expert, start, own, k, 2 * WIDTH, K, 128, BLOCK, 1, WIDTH, TMA), tile)
                 up += part * (scale * up_scale)[None, :]
         else:
             for k in range(begin, begin + K // SHARES, STEP):
                 tile = input_tile(x, rows, k, K, STEP)
-                gate = tl.dot(plain_tile(w, first, gates, k, K, STEP, TMA), tile, gate, input_precision="ieee")
-                up = tl.dot(plain_tile(w, second, ups, k, K, STEP, TMA), tile, up, input_precision="ieee")
+                a = tile_of(w, expert, start, own, k, 2 * WIDTH, K, STEP, BLOCK, 1, 0, TMA)
+                gate = tl.dot(a, tile, gate, input_precision="ieee")
+                a = tile_of(w, expert, start, own, k, 2 * WIDTH, K, STEP, BLOCK, 1, WIDTH, TMA)
+                up = tl.dot(a, tile, up, input_precision="ieee")
         here = mine[None, :] & inside[:, None]
         if SHARES > 1:
             share = tl.program_id(2) * pairs + position[None, :]
@@ -325,6 +315,7 @@ def down_kernel(
     JOINED: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """out[pair] = down(inner[position]): back in the order of tokens, not yet weighted."""
+    BLOCK: tl.constexpr = block_columns(KIND, WIDTH)
     take_over(PDL)
     expert, position, mine, slots = block_of(
         tl.program_id(1), order, starts, block_expert, block_row, pairs, EXPERTS, MODE, ROWS
@@ -334,15 +325,12 @@ def down_kernel(
         start = tl.program_id(0) * COLUMNS
         columns = start + tl.arange(0, COLUMNS)
         inside = columns < HIDDEN
-        first = expert * HIDDEN + start
-        outputs = (expert * HIDDEN + tl.minimum(columns, HIDDEN - 1)).to(tl.int64)
+        own = columns if HIDDEN % COLUMNS == 0 else tl.minimum(columns, HIDDEN - 1)
         total = tl.zeros((COLUMNS, ROWS), tl.float32)
         if KIND == NVFP4:
             for k in range(0, WIDTH, STEP):
-                words, scales = (
-                    word_tile(w, first, outputs, k, WIDTH, STEP, TMA),
-                    scale_tile(w_scale, outputs, k, WIDTH, STEP),
-                )
+                words = tile_of(w, expert, start, own, k, HIDDEN, WIDTH, STEP, BLOCK, 4, 0, False)
+                scales = tile_of(w_scale, expert, start, own, k, HIDDEN, WIDTH, STEP, BLOCK, 64, 0, False)
                 for place in tl.static_range(1 if JOINED else 4):
                     tile = place_tile(inner, rows, k, place, WIDTH, STEP, JOINED)
                     a = decode_places(words, scales, place, COLUMNS, STEP, PACKED, JOINED)
@@ -350,16 +338,17 @@ def down_kernel(
             total *= tl.load(matrix + expert)
         elif KIND == FP8:
             scales = inner_scale + position.to(tl.int64) * (WIDTH // 128)
-            weight_scales = w_scale + (first // 128).to(tl.int64) * (WIDTH // 128)
+            weight_scales = w_scale + ((expert * HIDDEN + start) // 128).to(tl.int64) * (WIDTH // 128)
             for k in range(0, WIDTH, 128):
                 tile, scale = input_tile(inner, rows, k, WIDTH, 128), tl.load(scales + k // 128)
                 weight_scale = tl.load(weight_scales + k // 128)
-                part = tl.dot(plain_tile(w, first, outputs, k, WIDTH, 128, TMA), tile)
+                part = tl.dot(tile_of(w, expert, start, own, k, HIDDEN, WIDTH, 128, BLOCK, 1, 0, TMA), tile)
                 total += part * (scale * weight_scale)[None, :]
         else:
             for k in range(0, WIDTH, STEP):
                 tile = input_tile(inner, rows, k, WIDTH, STEP)
-                total = tl.dot(plain_tile(w, first, outputs, k, WIDTH, STEP, TMA), tile, total, input_precision="ieee")
+                a = tile_of(w, expert, start, own, k, HIDDEN, WIDTH, STEP, BLOCK, 1, 0, TMA)
+                total = tl.dot(a, tile, total, input_precision="ieee")
         target = out + slots[None, :].to(tl.int64) * HIDDEN + columns[:, None]
         tl.store(target, total.to(out.dtype.element_ty), mask=mine[None, :] & inside[:, None])
 

@@ -1,8 +1,12 @@
 """NVFP4 weights as the Triton kernels read them: four codes in a 16-bit word, four group scales in a 32-bit one.
 
-Word j of a block of 64 columns holds the codes of columns j, 16 + j, 32 + j and 48 + j, one of each group of 16. An
-even word and the odd one behind it are read as 32 bits, which lie so that the fewest shifts and masks make two bfloat16
-of the codes at one place, with as many of the shifts to the left as can be, since those may also be multiplications:
+Columns come in blocks of 256 where these divide a row, else of 128 or 64. A block of all rows of an expert lies before
+the next one, so that what a program reads in a step lies together. A word of a block holds the codes of one column of
+each of its quarters, at the same place: so the activations that meet a place lie together too. Scales likewise.
+
+An even word and the odd one behind it are read as 32 bits, which lie so that the fewest shifts and masks make two
+bfloat16 of the codes at one place, with as many of the shifts to the left as can be, since those may also be
+multiplications:
 
     place   sign   exponent   fraction      brought to 15, 8 and 7, 6 by
     0       15     8, 7       6             nothing
@@ -28,6 +32,10 @@ BITS: Final = ((15, 8, 7, 6), (11, 4, 3, 2), (21, 14, 13, 12), (17, 10, 9, 0))
 """By place: where an even word's code has its sign, both bits of its exponent, and its fraction."""
 FOLDED: Final = 256.0
 """The kernels' products are 2^-8 of the numbers; the matrix scale makes up for it."""
+PLAIN, FP8, NVFP4 = 0, 1, 2
+"""`KIND` of the kernels."""
+BLOCKS: Final = (256, 128, COLUMNS)
+"""Sizes of blocks, of which the first that divides a row is taken."""
 _SCALE_EXPONENT: Final = 21
 _CHUNK: Final = 4
 """Experts regrouped at once: what needs memory beyond the result."""
@@ -37,19 +45,30 @@ def encode_words(packed: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """A stack of NVFP4 weights regrouped.
 
     Shapes: bytes [E, N, K / 2] uint8 and group scales [E, N, K / 16] e4m3, 64 a divisor of K ->
-    words [E, N, K / 4] int16 and scales [E, N, K / 64] int32.
+    words [E, K / B, N, B / 4] int16 and scales [E, K / B, N, B / 64] int32, B columns a block.
     Raises: ValueError if a group scale is not a number.
     """
     experts, rows, half = packed.shape
-    words = torch.empty(experts, rows, half // 2, dtype=torch.int16, device=packed.device)
-    scales = torch.empty(experts, rows, half // 32, dtype=torch.int32, device=packed.device)
+    block = block_columns(NVFP4, 2 * half)
+    blocks = 2 * half // block
+    words = torch.empty(experts, blocks, rows, block // 4, dtype=torch.int16, device=packed.device)
+    scales = torch.empty(experts, blocks, rows, block // 64, dtype=torch.int32, device=packed.device)
+    # Groups of a block: first of each quarter, second of each, ...
+    order = torch.arange(half // 8, device=packed.device).view(blocks, PLACES, -1).transpose(1, 2).flatten()
     for start in range(0, experts, _CHUNK):
         part = slice(start, start + _CHUNK)
-        raw = group[part].contiguous().view(torch.uint8)
+        raw = group[part].contiguous().view(torch.uint8)[..., order]
         codes = torch.stack((packed[part] & 0xF, packed[part] >> 4), dim=-1).flatten(-2).unflatten(-1, (-1, GROUP))
-        words[part] = _words(torch.where((raw & 0x7F)[..., None] == 0, 0, codes ^ ((raw >> 7) << 3)[..., None]))
-        scales[part] = encode_scales(raw)
+        codes = codes[..., order, :]
+        signed = torch.where((raw & 0x7F)[..., None] == 0, 0, codes ^ ((raw >> 7) << 3)[..., None])
+        words[part] = _words(signed).unflatten(-1, (blocks, -1)).transpose(1, 2)
+        scales[part] = encode_scales(raw).unflatten(-1, (blocks, -1)).transpose(1, 2)
     return words, scales
+
+
+def block_columns(kind: int, columns: int) -> int:
+    """Columns of a block of a row of so many; all of them where rows are in one piece."""
+    return next(block for block in BLOCKS if columns % block == 0) if kind == NVFP4 else columns
 
 
 def _words(codes: Tensor) -> Tensor:

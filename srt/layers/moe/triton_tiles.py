@@ -55,9 +55,9 @@ _NVFP4: Final = (
     (0.05, Tiles(8, Tile(64, 256, 4, 3, shares=2), Tile(128, 256, 4, 3))),
     (0.12, Tiles(8, Tile(64, 256, 4, 3), Tile(128, 256, 4, 3))),
     (6, Tiles(16, Tile(64, 256, 2, 3), Tile(128, 128, 4, 4))),
-    (9, Tiles(32, Tile(64, 256, 4, 3), Tile(128, 64, 4, 4, joined=True))),
-    (40, Tiles(64, Tile(128, 64, 8, 4, joined=True), Tile(256, 128, 8, 3, joined=True))),
-    (80, Tiles(128, Tile(128, 64, 8, 4, joined=True), Tile(128, 64, 4, 4, joined=True))),
+    (9, Tiles(32, Tile(64, 128, 4, 3, joined=True), Tile(128, 128, 4, 3, joined=True))),
+    (40, Tiles(64, Tile(64, 128, 4, 3, joined=True), Tile(128, 128, 4, 3, joined=True))),
+    (80, Tiles(128, Tile(128, 128, 8, 3, joined=True), Tile(256, 128, 8, 3, joined=True))),
 )
 _DENSE: Final = (
     (0, Tiles(16, Tile(64, 128, 4, 3, shares=4), Tile(64, 128, 4, 4))),
