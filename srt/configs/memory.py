@@ -28,14 +28,17 @@ DRAW_BYTES: Final = 40 << 10
 """What drawing from a row of logits takes beside them."""
 LIBRARY_BYTES: Final = 32 << 20
 """What cuBLAS works in."""
-LIBRARY_TOKENS: Final = 16
+LIBRARY_TOKENS: Final = 8
 """Up to so many a step does without it."""
 TOKEN_BYTES: Final = 192
 """Beside a token's numbers: its id, position, slots, and where it belongs."""
-LAYER_KERNELS: Final = 16
-OTHER_KERNELS: Final = 40
-KERNEL_BYTES: Final = 6144
-"""Of a recorded kernel; an estimate."""
+LAYER_KERNELS: Final = 15
+OTHER_KERNELS: Final = 20
+GUESS_KERNELS: Final = 46
+"""Of one draft module behind a step; it is recorded twice, behind the largest logits and behind draws."""
+KERNEL_BYTES: Final = 8430
+"""What the driver keeps of a recorded kernel; measured on an H200, by slice8's 48 records and by full45's 96 with draft
+modules."""
 BLOCK_BYTES: Final = 20 << 20
 """Of such blocks torch's allocator hands out pieces."""
 CONTEXT_BYTES: Final = 757 << 20
@@ -190,10 +193,12 @@ def graph_bytes(model: ModelFacts, work: Work, spread: Spread) -> int:
     """
     sizes, kinds = record_sizes(work.rows), sorted({0, work.drafts})
     logits = _logit_bytes(model, work, spread)
-    blocks = max(1, -(-_layer_bytes(model, work.logits, work.modules, spread) // BLOCK_BYTES)) * BLOCK_BYTES
+    pieces = -(-_layer_bytes(model, work.logits, work.modules, spread) // BLOCK_BYTES)
+    # What is larger than half a block has memory of its own, so that the others do not fill theirs: one more.
+    blocks = BLOCK_BYTES * max(1, pieces + (pieces > 1))
     blocks += logits if logits > BLOCK_BYTES else 0
     blocks += LIBRARY_BYTES if work.logits > LIBRARY_TOKENS else 0
     kept = sum(size * (1 + drafts) for size in sizes for drafts in kinds)
     left = kept * (model.activations.hidden_values * spread.item_bytes + TOKEN_BYTES)
-    kernels = LAYER_KERNELS * (model.activations.layers + work.modules) + OTHER_KERNELS
+    kernels = LAYER_KERNELS * model.activations.layers + OTHER_KERNELS + 2 * GUESS_KERNELS * work.modules
     return blocks + left + len(sizes) * len(kinds) * kernels * KERNEL_BYTES

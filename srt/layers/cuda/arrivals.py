@@ -9,24 +9,25 @@ from torch import Tensor
 
 
 class Counter:
-    """A number on each device by which programs count themselves in: zero before a kernel and behind it.
+    """Numbers on each device by which programs count themselves in: zero before a kernel and behind it.
 
-    It stays where it is, for recorded kernels go on using it. Kernels of one stream may share it, since none counts
-    before it has taken over (`srt/layers/cuda/launch.py`); kernels that run at the same time may not.
+    They stay where they are, for recorded kernels go on using them. Kernels of one stream may share them, since none
+    counts before it has taken over (`srt/layers/cuda/launch.py`); kernels that run at the same time may not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 1) -> None:
+        self._size = size
         self._made: dict[torch.device, Tensor] = {}
 
     def on(self, device: torch.device) -> Tensor:
-        """That of a device: [1] int32.
+        """Those of a device: [size] int32.
 
-        Raises: RuntimeError if a kernel is recorded that has never been run there; the record would own the number.
+        Raises: RuntimeError if a kernel is recorded that has never been run there; the record would own the numbers.
         """
         if device not in self._made:
             if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("run a kernel that counts its programs once before you record it")
-            self._made[device] = torch.zeros(1, dtype=torch.int32, device=device)
+            self._made[device] = torch.zeros(self._size, dtype=torch.int32, device=device)
         return self._made[device]
 
 

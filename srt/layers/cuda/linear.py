@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from srt.layers.cuda import linear_kernels as kernels
+from srt.layers.cuda.arrivals import Counter
 from srt.layers.cuda.launch import Launch
 from srt.layers.gpu import Gpu
 from srt.layers.linear import PackedLinear
@@ -20,13 +21,24 @@ from srt.layers.linear import PackedLinear
 NARROW: Final = (torch.bfloat16, torch.float16)
 
 
+SLOTS: Final = 264
+"""Programs of these products that run at the same time: two on each multiprocessor of an H200."""
+FEW: Final = 8
+"""Rows up to which x is small beside the weights that a program reads."""
+SOME: Final = 16
+MOST: Final = 64
+"""Rows up to which anything else than cuBLAS is worth while, and only for few outputs or very many."""
+MANY_OUTPUTS: Final = 32768
+
+
 class Tile(NamedTuple):
-    """How a product is cut: outputs of a program, columns of a step, warps, steps under way."""
+    """How a product is cut: outputs of a program, columns of a step, warps, steps under way, shares of K."""
 
     rows: int
     step: int
     warps: int
     stages: int = 1
+    shares: int = 1
 
 
 def tile_for(count: int, outputs: int, inputs: int) -> Tile | None:
@@ -35,13 +47,26 @@ def tile_for(count: int, outputs: int, inputs: int) -> Tile | None:
         if inputs < 2048:
             return Tile(4, 512, 2)
         return Tile(1, 2048, 2) if outputs <= 8192 <= inputs else Tile(4, 2048, 8)
-    if inputs % 256:
+    if inputs % 128 or count > MOST:
         return None
-    if count <= 16:
-        if outputs >= 8192:
-            return Tile(64, 128, 4, 4)
-        return Tile(32, 256, 4, 4) if inputs >= 8192 else Tile(32, 128, 4, 5)
-    return Tile(32, 128, 4, 8) if count <= 64 and outputs <= 4096 and inputs >= 8192 else None
+    programs = triton.cdiv(outputs, 64)
+    if programs <= SLOTS // 4:
+        return Tile(64, 128, 4, 4, _shares(inputs, 4 if count <= FEW else 2))
+    if outputs >= MANY_OUTPUTS:
+        return Tile(64, 128, 4, 4) if count <= SOME else Tile(128, 64, 8, 5)
+    if count > FEW:
+        return None
+    # As many programs as there is room for at once: a few more would have all others wait.
+    if programs <= SLOTS:
+        return Tile(64, 128, 4, 4, _shares(inputs, 2 if 2 * programs <= SLOTS else 1))
+    return Tile(128, 128, 8, 3)
+
+
+def _shares(inputs: int, wanted: int) -> int:
+    """Shares of K, each of which divides by 128."""
+    while inputs % (128 * wanted):
+        wanted //= 2
+    return wanted
 
 
 class TritonLinear:
@@ -49,6 +74,7 @@ class TritonLinear:
 
     def __init__(self, gpu: Gpu | None) -> None:
         self._launch = Launch(gpu)
+        self._arrived = Counter(SLOTS)
 
     def pack(self, weight: Tensor) -> PackedLinear:
         return PackedLinear(weight.contiguous(), *weight.shape)
@@ -69,9 +95,11 @@ class TritonLinear:
                 num_warps=tile.warps, **self._launch,
             )  # fmt: skip
         else:
-            kernels.rows_kernel[triton.cdiv(outputs, tile.rows),](
-                x, x.stride(0), weight, out, count, outputs, K=inputs,
-                COUNT=max(16, triton.next_power_of_2(count)), ROWS=tile.rows, STEP=tile.step, STAGES=tile.stages,
-                num_warps=tile.warps, **self._launch,
+            shares = tile.shares
+            parts = torch.empty(shares, count, outputs, device=x.device) if shares > 1 else out
+            kernels.rows_kernel[triton.cdiv(outputs, tile.rows), shares](
+                x, x.stride(0), weight, out, parts, self._arrived.on(x.device), count, outputs, K=inputs,
+                COUNT=max(8, triton.next_power_of_2(count)), ROWS=tile.rows, STEP=tile.step, SHARES=shares,
+                STAGES=tile.stages, num_warps=tile.warps, **self._launch,
             )  # fmt: skip
         return out

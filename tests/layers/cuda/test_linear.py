@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -9,7 +11,10 @@ from srt.layers.cuda.linear import TritonLinear, tile_for
 from srt.layers.gpu import current_gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = [(1, 70, 512), (1, 40, 4096), (5, 40, 512), (16, 8200, 256), (33, 64, 8192), (65, 32, 512), (0, 32, 512)]
+SHAPES = [
+    (1, 70, 512), (1, 40, 4096), (1, 40, 8192), (0, 32, 512), (5, 40, 1024), (5, 40, 384), (16, 70, 768),
+    (3, 4300, 256), (8, 8500, 128), (2, 17000, 128), (9, 32800, 128), (33, 32800, 128), (65, 32, 512),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("count", "outputs", "inputs"), SHAPES)
@@ -23,6 +28,15 @@ def test_products_equal_plain_torch(count: int, outputs: int, inputs: int) -> No
 
 
 def test_each_kind_of_tile_is_tried_above() -> None:
-    tiles = [tile_for(*shape) for shape in SHAPES if shape[0]]
-    assert len(set(tiles)) == len(tiles)
+    tried = {tile_for(*shape) for shape in SHAPES if shape[0]}
+    counts, outputs = (1, 2, 8, 9, 16, 17, 64, 65), (8, 4096, 8192, 14432, 22528, 64448, 128896)
+    assert tried >= {tile_for(*shape) for shape in product(counts, outputs, (128, 256, 384, 1024, 4096, 12288))}
     assert tile_for(8, 64, 100) is None
+
+
+def test_programs_count_themselves_anew_in_each_product() -> None:
+    linear = TritonLinear(current_gpu())
+    weight = torch.randn(200, 512, device=DEVICE).bfloat16()
+    for rows in (5, 3, 5, 12):
+        x = torch.randn(rows, 512, device=DEVICE).bfloat16()
+        torch.testing.assert_close(linear.product(x, weight), x @ weight.T, atol=0.3, rtol=1e-2)
