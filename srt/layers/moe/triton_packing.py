@@ -55,13 +55,14 @@ def encode_words(packed: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty(experts, blocks, rows, block // 64, dtype=torch.int32, device=packed.device)
     # Groups of a block: first of each quarter, second of each, ...
     order = torch.arange(half // 8, device=packed.device).view(blocks, PLACES, -1).transpose(1, 2).flatten()
+    tables = _tables(packed.device)
     for start in range(0, experts, _CHUNK):
         part = slice(start, start + _CHUNK)
         raw = group[part].contiguous().view(torch.uint8)[..., order]
-        codes = torch.stack((packed[part] & 0xF, packed[part] >> 4), dim=-1).flatten(-2).unflatten(-1, (-1, GROUP))
-        codes = codes[..., order, :]
-        signed = torch.where((raw & 0x7F)[..., None] == 0, 0, codes ^ ((raw >> 7) << 3)[..., None])
-        words[part] = _words(signed).unflatten(-1, (blocks, -1)).transpose(1, 2)
+        pairs = packed[part].unflatten(-1, (-1, GROUP // 2))[..., order, :]
+        # Its scale's sign for both codes of a byte; nothing where the scale is zero.
+        pairs = (pairs ^ ((raw >> 7) * 0x88)[..., None]) * ((raw & 0x7F) != 0)[..., None]
+        words[part] = _words(pairs, tables).unflatten(-1, (blocks, -1)).transpose(1, 2)
         scales[part] = encode_scales(raw).unflatten(-1, (blocks, -1)).transpose(1, 2)
     return words, scales
 
@@ -71,15 +72,22 @@ def block_columns(kind: int, columns: int) -> int:
     return next(block for block in BLOCKS if columns % block == 0) if kind == NVFP4 else columns
 
 
-def _words(codes: Tensor) -> Tensor:
-    """Codes [.., K / 16, 16] -> [.., K / 4] int16."""
-    places = codes.to(torch.int32).unflatten(-2, (-1, PLACES)).unflatten(-1, (-1, 2))
-    both = torch.zeros_like(places[..., 0, :, 0])
+def _words(pairs: Tensor, tables: Tensor) -> Tensor:
+    """Bytes of two codes each [.., K / 16, 8] -> [.., K / 4] int16."""
+    first, second, third, last = pairs.unflatten(-2, (-1, PLACES)).to(torch.int32).unbind(-2)
+    both = tables[0][first] | tables[1][second] | tables[2][third] | tables[3][last]
+    return both.view(torch.int16).flatten(-2)
+
+
+def _tables(device: torch.device) -> Tensor:
+    """What a byte of two codes, the even column's in its low bits, is at each place of two words: [4, 256] int32."""
+    codes = torch.arange(256)
+    found = torch.zeros(PLACES, 256, dtype=torch.int64)
     for place, bits in enumerate(BITS):
         for odd in range(2):
             for bit, where in zip((3, 2, 1, 0), bits, strict=True):
-                both |= (places[..., place, :, odd] >> bit & 1) << ((where + 16 * odd) % 32)
-    return both.view(torch.int16).flatten(-2)
+                found[place] |= (codes >> (4 * odd + bit) & 1) << ((where + 16 * odd) % 32)
+    return found.to(torch.int32).to(device)
 
 
 def encode_scales(raw: Tensor) -> Tensor:
