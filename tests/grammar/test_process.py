@@ -1,38 +1,41 @@
-"""What a job in a copy of a grammar process may take."""
+"""The copy of a grammar process that compiles one constraint: what ends it, and what that is called."""
 
 from __future__ import annotations
 
 import mmap
-from functools import partial
+import os
+import signal
 
-import pytest
+from srt.grammar.process import MEMORY_BYTES, Outcome, Rejected, Stored, in_a_copy
 
-from srt.grammar import process
-from srt.grammar.process import Outcome, Rejected, Stored, data_bytes, in_a_copy
-
-LIMIT = 64 << 20
-
-
-def taking(count: int) -> Outcome:
-    """A job that needs so many bytes."""
-    return Stored(len(bytearray(count)))
+UNTOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # without room set aside (MAP_NORESERVE)
+SECONDS = 20.0
 
 
-def reserved(count: int) -> mmap.mmap:
-    """Writable memory that nobody touches."""
-    return mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def takes(size: int) -> Outcome:
+    """A job that wants so many bytes."""
+    room = mmap.mmap(-1, size, flags=UNTOUCHED)
+    return Stored(len(room))
 
 
-def test_a_job_has_its_memory_beyond_what_libraries_reserved_and_did_not_touch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "MEMORY_BYTES", LIMIT)
-    with reserved(8 * LIMIT):
-        assert in_a_copy(partial(taking, LIMIT // 2), 10.0) == Stored(LIMIT // 2)
-        refused = in_a_copy(partial(taking, 2 * LIMIT), 10.0)
-    assert isinstance(refused, Rejected)
-    assert f"more than {LIMIT} bytes" in refused.text
+def killed() -> Outcome:
+    """A job that breaks the library."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Stored(0)
 
 
-def test_what_counts_against_the_limit_is_what_is_reserved() -> None:
-    before = data_bytes()
-    with reserved(LIMIT):
-        assert data_bytes() - before == pytest.approx(LIMIT, rel=0.2)
+def test_what_libraries_reserve_does_not_count_against_a_constraint() -> None:
+    with mmap.mmap(-1, 2 * MEMORY_BYTES, flags=UNTOUCHED):
+        assert in_a_copy(lambda: takes(MEMORY_BYTES // 2), SECONDS) == Stored(MEMORY_BYTES // 2)
+
+
+def test_more_memory_than_the_limit_is_not_to_be_had() -> None:
+    outcome = in_a_copy(lambda: takes(2 * MEMORY_BYTES), SECONDS)
+    assert isinstance(outcome, Rejected)
+    assert outcome.text.startswith(f"compiling it takes more than {MEMORY_BYTES} bytes")
+
+
+def test_a_copy_that_is_killed_is_told_of_with_the_signal() -> None:
+    outcome = in_a_copy(killed, SECONDS)
+    assert isinstance(outcome, Rejected)
+    assert outcome.text.endswith("(SIGKILL)")
