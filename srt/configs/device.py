@@ -47,7 +47,9 @@ def read_device(
 def _refusal(gpus: Sequence[Gpu], torch: Path | None) -> str:
     """Why GPUs that are there cannot be used; empty if they can."""
     if not gpus:
-        return "its driver does not answer (nvidia-smi), or shows no whole GPU (CUDA_VISIBLE_DEVICES)"
+        return (
+            "its driver does not answer (nvidia-smi, libcuda.so.1), or shows no whole GPU (CUDA_VISIBLE_DEVICES, MIG)"
+        )
     # This process does not import torch; what it is built for shows in its libraries.
     if torch is None or not (torch / "lib" / "libtorch_cuda.so").is_file():
         return "torch is installed without CUDA"

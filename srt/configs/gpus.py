@@ -34,19 +34,20 @@ def ask_driver(query: Sequence[str] = QUERY, visible: Sequence[str] = VISIBLE) -
     with subprocess.Popen(visible, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as asked:
         try:
             listed = subprocess.run(query, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
-            order, _ = asked.communicate(timeout=TIMEOUT_S)
-            found = dict(_gpu(line) for line in listed.splitlines() if line.strip())
+            order = asked.communicate(timeout=TIMEOUT_S)[0].split()
+            # Of one that is not visible anything may be told: of one in parts, that nobody may know its free memory.
+            lines = (line.partition(",") for line in listed.splitlines())
+            found = {number: _gpu(rest) for number, _, rest in lines if number in order}
         except (OSError, subprocess.SubprocessError, ValueError):
             asked.kill()
             return []
-    return [found[name] for name in order.split() if name in found]
+    return [found[number] for number in order if number in found]
 
 
-def _gpu(line: str) -> tuple[str, Gpu]:
-    """ "GPU-1b2c, NVIDIA H200, 143161" (MiB): UUID and GPU. Raises: ValueError for anything else."""
-    name, _, free_mib = line.rpartition(",")
-    number, _, name = name.partition(",")
-    return number.strip(), Gpu(name.strip(), int(free_mib) << 20)
+def _gpu(text: str) -> Gpu:
+    """ "NVIDIA H200, 143161" (MiB). Raises: ValueError for anything else."""
+    name, _, free_mib = text.rpartition(",")
+    return Gpu(name.strip(), int(free_mib) << 20)
 
 
 def visible_uuids(library: str = LIBRARY) -> list[str]:

@@ -33,6 +33,12 @@ def test_only_visible_gpus_are_told_of_in_their_order() -> None:
     assert ask_driver(printed(LISTED), printed("GPU-a-part-of-one")) == []
 
 
+def test_what_is_told_of_gpus_that_are_not_visible_does_not_matter() -> None:
+    listed = LISTED.replace("17408", "[Insufficient Permissions]")
+    assert ask_driver(printed(listed), printed(UUIDS[0])) == [Gpu("NVIDIA H200", 143161 << 20)]
+    assert ask_driver(printed(listed), printed("\n".join(UUIDS))) == [], "nobody knows what fits"
+
+
 def test_a_driver_that_does_not_answer_has_no_gpus() -> None:
     assert ask_driver(["/nowhere/nvidia-smi"], printed(UUIDS[0])) == []
     assert ask_driver([sys.executable, "-c", "raise SystemExit(9)"], printed(UUIDS[0])) == []
