@@ -99,15 +99,18 @@ def decode(words: tl.tensor, scales: tl.tensor, PLACE: tl.constexpr, ROWS: tl.co
             )  # fmt: skip
         codes = code_bits(words, PLACE).to(tl.bfloat16, bitcast=True)
         wide = tl.broadcast_to(pair[:, :, None], (ROWS, GROUPS, 16)).reshape(ROWS, 16 * GROUPS)
-        # Both codes are of one group; which half of the pair is theirs, the product's operand says.
+        # Both codes are of one group; which half of the pair is theirs, the product's operand says. A product by itself
+        # needs SM90; one to which -0 is added is the same number, and on SM90 the same instruction.
         if PLACE < 2:
             value = tl.inline_asm_elementwise(
-                "{ .reg .b16 a, b; .reg .b32 s; mov.b32 {a, b}, $2; mov.b32 s, {a, a}; mul.rn.bf16x2 $0, $1, s; }",
+                "{ .reg .b16 a, b; .reg .b32 s, z; mov.b32 {a, b}, $2; mov.b32 s, {a, a};"
+                " mov.b32 z, 0x80008000; fma.rn.bf16x2 $0, $1, s, z; }",
                 "=r,r,r,r", [codes, wide], dtype=tl.bfloat16, is_pure=True, pack=2,
             )  # fmt: skip
         else:
             value = tl.inline_asm_elementwise(
-                "{ .reg .b16 a, b; .reg .b32 s; mov.b32 {a, b}, $2; mov.b32 s, {b, b}; mul.rn.bf16x2 $0, $1, s; }",
+                "{ .reg .b16 a, b; .reg .b32 s, z; mov.b32 {a, b}, $2; mov.b32 s, {b, b};"
+                " mov.b32 z, 0x80008000; fma.rn.bf16x2 $0, $1, s, z; }",
                 "=r,r,r,r", [codes, wide], dtype=tl.bfloat16, is_pure=True, pack=2,
             )  # fmt: skip
     else:
