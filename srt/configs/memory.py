@@ -20,6 +20,8 @@ PANEL_ROWS: Final = 32
 CODE_BITS: Final = {"fp8": 8, "nvfp4": 4, "nvfp4-a16": 4}
 WIDTH_GRAIN: Final = {"fp8": 128, "nvfp4": 16, "nvfp4-a16": 16}
 """A rank's part of an expert's width is padded to a multiple of this."""
+GPU_WIDTH_GRAIN: Final = WIDTH_GRAIN | {"nvfp4": 64, "nvfp4-a16": 64}
+"""There kernels read words of 64 columns."""
 FINE: Final = 8
 """Up to so many rows every number has a record; beyond, an eighth of the number may be filled up."""
 PIXELS_PER_BATCH: Final = 16_384 * 14 * 14
@@ -77,7 +79,7 @@ def rank_bytes(kind: WeightKind, spread: Spread) -> int:
     shares = spread.ranks
     if stack > 1:
         shares, stack = spread.ranks // spread.expert_groups, stack // spread.expert_groups
-    grain = WIDTH_GRAIN.get(kind.format, 1)
+    grain = WIDTH_GRAIN.get(kind.format, 1) if spread.panels else GPU_WIDTH_GRAIN.get(kind.format, 1)
     if kind.split == "rows":
         one = -(-rows // (kind.halves * shares))
         rows = kind.halves * (-(-one // grain) * grain)

@@ -53,8 +53,10 @@ def test_half_the_draft_modules_take_their_share(plain: Path) -> None:
         # 8 experts over 2 groups of 2 ranks: 4 experts of half the width; codes are padded to whole blocks.
         (WeightKind("a", 512, 64, stack=8, halves=2), Spread(4, 2, 2, panels=False), 4 * 256 * 64 * 2),
         (WeightKind("a", 128, 64, stack=8, halves=2, format="fp8"), Spread(1, 1, 2, panels=False), 8 * (256 * 64 + 8)),
-        (WeightKind("a", 64, 160, format="nvfp4", split="columns", stack=2), Spread(8, 1, 2, panels=False),
+        (WeightKind("a", 64, 160, format="nvfp4", split="columns", stack=2), Spread(8, 1, 2, panels=True),
          2 * (64 * 32 // 2 + 64 * 2)),
+        (WeightKind("a", 64, 160, format="nvfp4", split="columns", stack=2), Spread(8, 1, 2, panels=False),
+         2 * (64 * 64 // 2 + 64 * 4)),
     ],
 )  # fmt: skip
 def test_a_rank_holds_its_share_padded_as_its_format_wants(kind: WeightKind, spread: Spread, expected: int) -> None:

@@ -1,6 +1,6 @@
 """Plain weights on a GPU: Triton where a product has few rows and reads memory, cuBLAS where it computes.
 
-Which is taken was measured on an H200 (docs/benchmarks.md) for the shapes of Step-3.7-Flash.
+Which is taken was measured on an H200 (docs/log.md) for the shapes of Step-3.7-Flash.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ NARROW: Final = (torch.bfloat16, torch.float16)
 
 
 SLOTS: Final = 264
-"""Programs of these products that run at the same time: two on each multiprocessor of an H200."""
+"""Programs of these products that run at the same time, two on each multiprocessor of an H200, up to 32 rows; with more
+rows of x one has all of the memory, which is enough where there are few outputs."""
 FEW: Final = 8
 """Rows up to which x is small beside the weights that a program reads."""
 SOME: Final = 16

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 COLUMNS: Final = 64
-"""Columns of a block of words; a row is padded to a multiple."""
+"""Columns of the smallest block; a row is padded to a multiple."""
 GROUP: Final = 16
 PLACES: Final = 4
 BITS: Final = ((15, 8, 7, 6), (11, 4, 3, 2), (21, 14, 13, 12), (17, 10, 9, 0))

@@ -91,7 +91,7 @@ def for_float32(tiles: Tiles, least: int) -> Tiles:
 
 
 def _fitting(tiles: Tiles, hopper: bool) -> Tiles:
-    """Elsewhere than on Hopper two stages, no more than 48 KiB each, without its way of loading."""
+    """Elsewhere than on Hopper two stages, which take up to 64 KiB, without its way of loading."""
     if hopper:
         return tiles
     gate_up, down = (replace(tile, stages=2, tma=False) for tile in (tiles.gate_up, tiles.down))
