@@ -27,6 +27,7 @@ rows of x one has all of the memory, which is enough where there are few outputs
 FEW: Final = 8
 """Rows up to which x is small beside the weights that a program reads."""
 SOME: Final = 16
+"""Rows up to which many outputs are cut into pieces of 64, beyond into pieces of 128."""
 MOST: Final = 64
 """Rows up to which anything else than cuBLAS is worth while, and only for few outputs or very many."""
 MANY_OUTPUTS: Final = 32768

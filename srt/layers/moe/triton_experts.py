@@ -17,7 +17,7 @@ from srt.layers.gpu import Gpu
 from srt.layers.moe import triton_dispatch as dispatch
 from srt.layers.moe import triton_kernels as kernels
 from srt.layers.moe.contract import ExpertShape, PackedExperts, Route, StoredExperts
-from srt.layers.moe.triton_packing import COLUMNS, FOLDED, FP8, NVFP4, PLAIN, encode_words
+from srt.layers.moe.triton_packing import COLUMNS, FOLDED, encode_words
 from srt.layers.moe.triton_tiles import Tile, Tiles, dense_tiles, for_float32, tiles_for
 from srt.layers.ops import Choice
 from srt.layers.quant.codes import E4M3
@@ -27,6 +27,7 @@ from srt.layers.quant.nvfp4 import GROUP_SCALE, MATRIX_SCALE
 
 KINDS: Final = {"bf16": 0, "fp16": 0, "fp32": 0, "fp8": 1, "nvfp4": 2, "nvfp4-a16": 2}
 """`KIND` of the kernels by weight format."""
+PLAIN, FP8, NVFP4 = 0, 1, 2
 LEAST_STEP: Final = {PLAIN: 16, NVFP4: COLUMNS}
 """Columns that a step of a product has at least, where products see activations as they are: what a matrix unit takes,
 or one word of group scales."""

@@ -171,7 +171,8 @@ def tile_of(table: tl.tensor, expert: tl.tensor, start: tl.tensor, rows: tl.tens
             TMA: tl.constexpr) -> tl.tensor:  # fmt: skip
     """What stands for columns [k, k + STEP) of the rows `BEHIND` + `rows`, zeros beyond K: [.., STEP / EACH].
 
-    The table, [E, K / BLOCK, N, BLOCK / EACH], has a number for `EACH` columns. The rows begin with `start`.
+    The table, [E, K / BLOCK, N, BLOCK / EACH], has a number for `EACH` columns; a row in one piece is a block of K. The
+    rows begin with `start`.
     """
     WIDE: tl.constexpr = BLOCK // EACH
     steps = tl.arange(0, STEP // EACH)
@@ -198,7 +199,7 @@ def place_tile(x: tl.tensor, rows: tl.tensor, k: tl.tensor, PLACE: tl.constexpr,
 
     Joined: those of all places, one after the other.
     """
-    BLOCK: tl.constexpr = block_columns(NVFP4, K)
+    BLOCK: tl.constexpr = block_columns(K)
     steps = tl.arange(0, STEP if JOINED else STEP // 4)
     words = steps % (STEP // 4)
     place = PLACE + steps // (STEP // 4)
@@ -254,7 +255,7 @@ def gate_up_kernel(
 
     With several shares of K: inner[share, position] = gate, up in float32, for `activate_kernel`.
     """
-    BLOCK: tl.constexpr = block_columns(KIND, K)
+    BLOCK: tl.constexpr = block_columns(K) if KIND == NVFP4 else K
     take_over(PDL)
     expert, position, mine, slots = block_of(
         tl.program_id(1), order, starts, block_expert, block_row, pairs, EXPERTS, MODE, ROWS
@@ -320,7 +321,7 @@ def down_kernel(
     JOINED: tl.constexpr, PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """out[pair] = down(inner[position]): back in the order of tokens, not yet weighted."""
-    BLOCK: tl.constexpr = block_columns(KIND, WIDTH)
+    BLOCK: tl.constexpr = block_columns(WIDTH) if KIND == NVFP4 else WIDTH
     take_over(PDL)
     expert, position, mine, slots = block_of(
         tl.program_id(1), order, starts, block_expert, block_row, pairs, EXPERTS, MODE, ROWS

@@ -32,8 +32,6 @@ BITS: Final = ((15, 8, 7, 6), (11, 4, 3, 2), (21, 14, 13, 12), (17, 10, 9, 0))
 """By place: where an even word's code has its sign, both bits of its exponent, and its fraction."""
 FOLDED: Final = 256.0
 """The kernels' products are 2^-8 of the numbers; the matrix scale makes up for it."""
-PLAIN, FP8, NVFP4 = 0, 1, 2
-"""`KIND` of the kernels."""
 BLOCKS: Final = (256, 128, COLUMNS)
 """Sizes of blocks, of which the first that divides a row is taken."""
 _SCALE_EXPONENT: Final = 21
@@ -49,7 +47,7 @@ def encode_words(packed: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     Raises: ValueError if a group scale is not a number.
     """
     experts, rows, half = packed.shape
-    block = block_columns(NVFP4, 2 * half)
+    block = block_columns(2 * half)
     blocks = 2 * half // block
     words = torch.empty(experts, blocks, rows, block // 4, dtype=torch.int16, device=packed.device)
     scales = torch.empty(experts, blocks, rows, block // 64, dtype=torch.int32, device=packed.device)
@@ -67,9 +65,9 @@ def encode_words(packed: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     return words, scales
 
 
-def block_columns(kind: int, columns: int) -> int:
-    """Columns of a block of a row of so many; all of them where rows are in one piece."""
-    return next(block for block in BLOCKS if columns % block == 0) if kind == NVFP4 else columns
+def block_columns(columns: int) -> int:
+    """Columns of a block of a row of so many, a multiple of 64."""
+    return next(block for block in BLOCKS if columns % block == 0)
 
 
 def _words(pairs: Tensor, tables: Tensor) -> Tensor:
