@@ -11,6 +11,7 @@ import argparse
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,28 +32,14 @@ from srt.layers.gpu import Gpu
 from srt.layers.moe.backends import RunnerChoice
 from srt.layers.moe.triton_experts import TritonExperts
 from srt.layers.quant.registry import format_of
-from srt.worker.device.ahead import META, Ahead, Note, Shape, run, shapes_for
+from srt.worker.device.ahead import META, Ahead, Note, Shape, Target, run, shapes_for
 from srt.worker.device.passes import Passes
 from srt.worker.startup import DTYPES, Built, Pick, Picks, passes_without_memory
 
 H200: Final = Gpu((9, 0))
+DRIVER: Final = Target(GPUTarget("cuda", 90, 32))
+"""Of an H200 that is not there."""
 MEMORY: Final = 1 << 40
-
-
-class NoDriver:
-    """Triton's driver on a machine without a GPU: says what to compile for."""
-
-    def get_current_target(self) -> GPUTarget:
-        """An H200."""
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        """The first."""
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        """None runs."""
-        return device
 
 
 def built(path: str, *, announced: bool, kv_dtype: str, mtp: bool) -> Built:
@@ -113,7 +100,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mtp", action="store_true", help="with draft modules")
     parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--compile", action="store_true", help="compile them, or find them in the cache")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cores", type=int, default=torch.get_num_threads(), help="to compile on")
     parser.add_argument(
         "--every", type=int, default=0, metavar="N", help="tell what steps of 1 to N tokens need beside"
     )
@@ -123,7 +110,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Command line entry; 1 if steps need kernels that no start compiles."""
     args = parse()
-    driver.set_active(NoDriver())
+    driver.set_active(DRIVER)
     with tempfile.TemporaryDirectory() as folder:
         path = args.model_path or str(write_preset(Path(folder), args.preset, args.format, mtp=args.mtp))
         made = built(path, announced=bool(args.preset), kv_dtype=args.kv_cache_dtype, mtp=args.mtp)
@@ -137,8 +124,9 @@ def main() -> int:
     rows += [("needed beside", f"{name} {key}") for name, key in sorted(more)]
     if args.compile:
         note = Note(args.preset, args.model_path, args.format, args.mtp, args.kv_cache_dtype)
-        compiling = Ahead(lambda: passes_without_memory(made), shapes, note, args.threads, META)
-        rows.append(("compiled", compiling.result()))
+        with tempfile.TemporaryDirectory() as folder:
+            build, claims = partial(passes_without_memory, made), Path(folder) / "claims"
+            rows.append(("compiled", Ahead(build, shapes, note, DRIVER, claims, args.cores).result()))
     print(table(rows))
     return 1 if more else 0
 

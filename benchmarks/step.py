@@ -170,7 +170,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--eager", action="store_true", help="without CUDA graphs")
     parser.add_argument("--attention-backend", default="auto", help="as of a server (default %(default)s)")
-    parser.add_argument("--profile", type=Path, help="write time by kernel of eight decode steps of each batch here")
+    parser.add_argument("--profile", type=Path, help="write time by kernel of decode steps and prefills here")
     parser.add_argument("--out", type=Path, help="append the result to this file of JSON lines")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args()
@@ -180,7 +180,8 @@ def bring_up(args: argparse.Namespace, directory: Path, rank: int = 0) -> tuple[
     """Plan and start one rank; seconds that it took."""
     begun = time.perf_counter()
     path = args.model_path or str(directory / "model")
-    rows = max(args.batch, default=None if args.memory else 1)
+    most = max([*args.batch, *(rows for rows, _ in args.prefill)], default=1)
+    rows = None if args.memory and not args.batch else most
     server = ServerConfig(
         model_path=path, dtype=args.dtype, load_format="dummy" if args.preset else args.load_format,
         max_running_requests=rows, context_length=args.context_length, device=args.device,
@@ -259,7 +260,7 @@ def run(args: argparse.Namespace, directory: Path, rank: int) -> None:
     engine = Engine(plan, started.runner, args.seed)
     engine.sampling = SamplingSpec(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
     result = measure(engine, args)
-    kernels = by_kernel(engine, args.batch, args.prompt_tokens) if args.profile else ""
+    kernels = by_kernel(engine, args) if args.profile else ""
     if rank == 0:
         print(table(rows + figures_of(result)), flush=True)
         if args.profile:
@@ -282,31 +283,41 @@ def figures_of(result: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def by_kernel(engine: Engine, batches: list[int], prompt: int) -> str:
-    """What each kernel adds to a decode step, over eight steps of each batch.
+def by_kernel(engine: Engine, args: argparse.Namespace) -> str:
+    """What each kernel adds to a decode step of each batch, over eight of them, and to each prefill."""
+    found = []
+    for rows in args.batch:
+        engine.room = 64
+        engine.prefill(rows, args.prompt_tokens, together=True)
+        engine.decode(rows, 4)
+        with profile(activities=[ProfilerActivity.CUDA]) as recording:
+            engine.decode(rows, 8)
+        found += [f"=== batch {rows}", *charges(recording, 8)]
+    for rows, tokens in args.prefill:
+        engine.room = 1
+        with profile(activities=[ProfilerActivity.CUDA]) as recording:
+            engine.prefill(rows, tokens, together=True)
+        found += [f"=== prefill of {rows}x{tokens}", *charges(recording, 1)]
+    return "\n".join(found)
+
+
+def charges(recording: profile, steps: int) -> list[str]:
+    """Microseconds that each kernel adds to one of `steps` recorded steps, in lines for people.
 
     Kernels overlap: one begins while another still runs, or on a stream beside it. So a kernel is charged with the time
     by which it ends after all that ended before it; these add up to the step.
     """
-    found = []
-    for rows in batches:
-        engine.room = 64
-        engine.prefill(rows, prompt, together=True)
-        engine.decode(rows, 4)
-        with profile(activities=[ProfilerActivity.CUDA]) as recording:
-            engine.decode(rows, 8)
-        added, counts, last = Counter[str](), Counter[str](), None
-        for event in sorted(recording.events() or [], key=lambda event: event.time_range.end):
-            if event.device_type == DeviceType.CUDA:
-                begin = event.time_range.start if last is None else last
-                last = max(begin, event.time_range.end)
-                added[event.name] += last - begin
-                counts[event.name] += 1
-        found.append(f"=== batch {rows}")
-        for name, took in added.most_common(32):
-            found.append(f"{took / 8:9.1f} us  {counts[name] / 8:6.1f} x  {name[:110]}")
-        found.append(f"{added.total() / 8:9.1f} us in all")
-    return "\n".join(found)
+    added, counts, last = Counter[str](), Counter[str](), None
+    for event in sorted(recording.events() or [], key=lambda event: event.time_range.end):
+        if event.device_type == DeviceType.CUDA:
+            begin = event.time_range.start if last is None else last
+            last = max(begin, event.time_range.end)
+            added[event.name] += last - begin
+            counts[event.name] += 1
+    lines = [
+        f"{took / steps:9.1f} us  {counts[name] / steps:6.1f} x  {name[:110]}" for name, took in added.most_common(32)
+    ]
+    return [*lines, f"{added.total() / steps:9.1f} us in all"]
 
 
 def versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from triton import knobs
 from triton.runtime import driver
 
-from benchmarks.kernels import NoDriver, built
+from benchmarks.kernels import DRIVER, built
 from benchmarks.presets import FORMATS, PRESETS, write_preset
 from benchmarks.report import table
 from srt.configs.memory import LIBRARY_BYTES
@@ -82,7 +82,7 @@ def main() -> int:
     parser.add_argument("--format", choices=FORMATS, default="bf16", help="of the routed experts")
     parser.add_argument("--mtp", action="store_true", help="with draft modules")
     args = parser.parse_args()
-    driver.set_active(NoDriver())
+    driver.set_active(DRIVER)
     with tempfile.TemporaryDirectory() as folder:
         path = write_preset(Path(folder), args.preset, args.format, mtp=args.mtp)
         made = built(str(path), announced=True, kv_dtype="auto", mtp=args.mtp)

@@ -7,6 +7,7 @@ import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -233,7 +234,7 @@ def start(
             draft = build_draft(plan, config, family, model, tools)
         except ValueError as error:
             raise StartupError(f"--tp-size {group.size} does not fit the model: {error}") from error
-        compiling = _compile_ahead(Built(plan, config, formats, experts, picks, group), device)
+        compiling = _compile_ahead(Built(plan, config, formats, experts, picks, group), rundir / f"kernels{rank}")
         ended("model")
         began = time.perf_counter()
         parameters = model.parameters() | ({} if tower is None else nested("vision", tower.parameters()))
@@ -287,16 +288,17 @@ class Built:
     group: TensorGroup
 
 
-def _compile_ahead(built: Built, device: torch.device) -> Ahead | None:
+def _compile_ahead(built: Built, claims: Path) -> Ahead | None:
     """Begin to compile what steps need, where all of it is Triton's."""
     plan, names = built.plan, {choice.name for choice in built.experts.values()}
     if built.picks.engine.key != "graphs" or names - {"triton"}:
         return None
-    from srt.worker.device.ahead import Ahead, Note, shapes_for
+    from srt.worker.device.ahead import Ahead, Note, Target, shapes_for
 
     shapes = shapes_for(plan.max_running_requests, plan.drafting.drafts, plan.max_step_tokens)
     note = Note(built.config, sorted(built.formats.items()), built.picks, _row_sizes(plan), shapes, plan.kv_dtype)
-    return Ahead(lambda: passes_without_memory(built), shapes, note, plan.worker_threads, device)
+    build = partial(passes_without_memory, built)
+    return Ahead(build, shapes, note, Target.here(), claims, plan.worker_threads)
 
 
 def passes_without_memory(built: Built) -> Passes:

@@ -1,8 +1,9 @@
 """Kernels compiled before they are needed: beside the loading of weights, as many at a time as there are cores.
 
 Which ones, the model itself says: steps of all shapes are run on tensors that have shapes and no memory ("meta"), where
-a launch only asks for its kernel. What was compiled lies in Triton's cache, beside a note of what it was for: a start
-that finds its note there asks for nothing.
+a launch only asks for its kernel. Copies of this process do so, each of them all steps, and whichever comes to a kernel
+first compiles it. What was compiled lies in Triton's cache, beside a note of what it was for: a start that finds its
+note there asks for nothing.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,12 +25,14 @@ import torch
 import triton
 from torch import Tensor
 from triton import AsyncCompileMode, knobs
-from triton.runtime import _async_compile
+from triton.backends.compiler import GPUTarget
+from triton.runtime import _async_compile, driver
 
 from srt.configs.step3p7 import LayerConfig, TextConfig
 from srt.distributed import TensorGroup
 from srt.layers.cuda.jit import Kernel
 from srt.layers.parameter import Parameters
+from srt.worker.device.copies import Copies
 from srt.worker.device.layout import layout_of
 from srt.worker.device.passes import Passes
 
@@ -41,6 +45,9 @@ FEW_ROWS: Final = 64
 """More rows than that leave attention nothing to share out."""
 WIDTHS: Final = (2, 3, 5)
 """Tokens of each row for which attention has kernels, beside one and many."""
+MOST_COPIES: Final = 32
+LONGEST_S: Final = 600.0
+"""A start does not wait longer for kernels: they are compiled when they are launched, too."""
 
 
 @dataclass(frozen=True)
@@ -72,66 +79,135 @@ class Note:
         half.replace(self._path)
 
 
+class Target:
+    """Triton's driver for copies of a process, which must ask no GPU: what to compile for."""
+
+    def __init__(self, target: GPUTarget, launcher: Callable[..., object] | None = None) -> None:
+        self._target = target
+        self.launcher = launcher
+        """Builds what launches a kernel, another compiled file; None where there is no GPU to link it for."""
+
+    @classmethod
+    def here(cls) -> Target:
+        """Of this process's GPU."""
+        return cls(driver.active.get_current_target(), driver.active.launcher_cls)
+
+    def get_current_target(self) -> GPUTarget:
+        """The GPU's kind."""
+        return self._target
+
+    def get_current_device(self) -> int:
+        """The first, of none."""
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        """Nothing runs there."""
+        return device
+
+
+class Share(msgspec.Struct, frozen=True):
+    """What one copy did: kernels that it `compiled` itself, `found` in the cache, or could not compile (`failed`, why),
+    of those that are `wanted`."""
+
+    wanted: int
+    compiled: int
+    found: int
+    failed: list[str]
+
+
 class Ahead:
-    """Compiles what steps need, in threads of its own, from here on. `build` makes their passes, on "meta"."""
+    """Compiles what steps need, in copies of this process, from here on. `build` makes their passes, on "meta"; copies
+    claim kernels in a folder `claims`, which is made for it."""
 
     def __init__(
-        self, build: Callable[[], Passes], shapes: list[Shape], note: Note, threads: int, device: torch.device
+        self, build: Callable[[], Passes], shapes: list[Shape], note: Note, target: Target, claims: Path, cores: int
     ) -> None:
-        self._build, self._shapes, self._note, self._threads, self._device = build, shapes, note, threads, device
-        thread = ThreadPoolExecutor(1, "kernels")
-        self._compiled: Future[str] = thread.submit(self._compile)
-        thread.shutdown(wait=False)
+        self._note, self._known, self._claims = note, note.read(), claims
+        self._began_s = time.perf_counter()
+        if self._known is None:
+            claims.mkdir()
+            self._count = min(cores, MOST_COPIES)
+            self._copies = Copies(self._count, "srt:kernels", lambda _: compile_share(build, shapes, claims, target))
 
     def result(self) -> str:
         """Wait for the last kernel; what came of it, as a line of the start-up table."""
+        if self._known is not None:
+            return f"{self._known}, all in {knobs.cache.dir}"
         try:
-            return self._compiled.result()
+            return self._result()
         except Exception as error:  # whatever it was, the server runs without
             log.exception("kernels are not compiled ahead but when they are first launched")
-            return f"when they are first launched: {error}"
+            return f"when they are first launched: {str(error).splitlines()[-1]}"
+        finally:
+            shutil.rmtree(self._claims)
 
-    def _compile(self) -> str:
-        known = self._note.read()
-        if known is not None:
-            return f"{known}, all in {knobs.cache.dir}"
-        began = time.perf_counter()
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
-        hits = list[bool]()
-        with knobs.compilation.scope(), knobs.runtime.scope(), ThreadPoolExecutor(self._threads) as compilers:
-            knobs.compilation.listener = lambda cache_hit, **_: hits.append(cache_hit)
-            knobs.runtime.jit_cache_hook = _refuse_others
-            with torch.inference_mode(), _Asking(compilers, ignore_errors=True) as asking, META:
-                passes = self._build()
-                for shape in self._shapes:
-                    run(passes, shape)
-        wanted = len(asking.future_kernels)
-        if len(hits) < wanted:
-            failed = wanted - len(hits)
-            log.error("%d kernels of %d cannot be compiled; the first step to need one will say why", failed, wanted)
-        else:
+    def _result(self) -> str:
+        shares = [msgspec.msgpack.decode(answer, type=Share) for answer in self._copies.answers(LONGEST_S)]
+        wanted, compiled = shares[0].wanted, sum(share.compiled for share in shares)
+        failed = [why for share in shares for why in share.failed]
+        if failed:
+            told = f"{len(failed)} kernels of {wanted} cannot be compiled; the first step to need one will say why, too"
+            log.error("%s:\n%s", told, "\n".join(failed))
+        elif compiled + sum(share.found for share in shares) == wanted:
             self._note.write(str(wanted))
-        took = f"{time.perf_counter() - began:.1f} s on {self._threads} cores"
-        return f"{hits.count(False)} of {wanted} compiled in {took}, into {knobs.cache.dir}"
+        took_s = time.perf_counter() - self._began_s
+        return f"{compiled} of {wanted} compiled in {took_s:.1f} s on {self._count} cores, into {knobs.cache.dir}"
+
+
+def compile_share(build: Callable[[], Passes], shapes: list[Shape], claims: Path, target: Target) -> bytes:
+    """Compile every kernel that no other copy has claimed. Returns a `Share`, packed. Changes this process for good."""
+    driver.set_active(target)
+    hits = list[bool]()
+    knobs.compilation.listener = lambda cache_hit, **_: hits.append(cache_hit)
+    knobs.runtime.jit_cache_hook = _refuse_others
+    with torch.inference_mode(), _Asking(claims, target.launcher) as asking, META:
+        passes = build()
+        for shape in shapes:
+            run(passes, shape)
+    share = Share(len(asking.seen), hits.count(False), hits.count(True), asking.failed)
+    return msgspec.msgpack.encode(share)
 
 
 def _refuse_others(*, fn: Any, **_: object) -> bool:
-    """Called before a kernel is compiled. One that would be launched on tensors without memory would end the GPU's
-    context; kernels of other threads are none of ours."""
+    """Called before a kernel is compiled: whatever else were launched here, would be on tensors without memory."""
     if _async_compile.active_mode.get() is not None and not isinstance(fn.jit_function, Kernel):
         raise TypeError(f"{fn.name} is not declared with srt.layers.cuda.jit")
     return False
 
 
 class _Asking(AsyncCompileMode):  # type: ignore[misc]
-    """A kernel is asked for once; whoever launches it before it is there waits for it."""
+    """Where kernels are asked for, not launched; one is compiled at once if it can be claimed."""
 
-    def submit(self, key: str, compile_fn: Callable[[], Any], finalize_fn: Callable[[Any], None]) -> Any:
-        """Begin to compile; `finalize_fn` puts what it is given where launches look for the kernel."""
-        asked = super().submit(key, compile_fn, finalize_fn)
-        finalize_fn(asked)
-        return asked
+    def __init__(self, claims: Path, launcher: Callable[..., object] | None) -> None:
+        super().__init__(None)
+        self._claims, self._launcher = claims, launcher
+        self.seen: set[str] = set()
+        self.failed: list[str] = []
+
+    def submit(self, key: str, compile_fn: Callable[[], Any], finalize_fn: Callable[[Any], None]) -> object:
+        """Compile a kernel, or leave it to another. Returns what stands for it where launches look for it."""
+        digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+        if digest not in self.seen:
+            self.seen.add(digest)
+            if self._claimed(digest):
+                self._compile(compile_fn)
+        finalize_fn(digest)
+        return digest
+
+    def _claimed(self, digest: str) -> bool:
+        try:
+            (self._claims / digest).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def _compile(self, compile_fn: Callable[[], Any]) -> None:
+        try:
+            kernel = compile_fn()
+            if self._launcher is not None:
+                self._launcher(kernel.src, kernel.metadata)
+        except Exception:  # as many others as can be compiled shall be
+            self.failed.append(traceback.format_exc())
 
 
 def run(passes: Passes, shape: Shape) -> None:

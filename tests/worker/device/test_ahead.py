@@ -12,21 +12,58 @@ import pytest
 
 pytest.importorskip("triton")
 
-import torch
 from triton import knobs
 
-from srt.worker.device.ahead import META, Ahead, Note, doubling, quarters
+from benchmarks.kernels import DRIVER
+from srt.worker.device.ahead import Ahead, Note, doubling, quarters
 from srt.worker.device.passes import Passes
 from tests.support.checkpoints import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[3]
 
+COMPILE_A_STEP = """
+import sys
+from functools import partial
+from pathlib import Path
+
+from triton.runtime import driver
+
+from benchmarks.kernels import DRIVER, built
+from benchmarks.kernels import DRIVER
+from srt.worker.device.ahead import Ahead, Note, Shape
+from srt.worker.startup import passes_without_memory
+
+driver.set_active(DRIVER)
+model, claims, *starts = sys.argv[1:]
+build = partial(passes_without_memory, built(model, announced=False, kv_dtype="auto", mtp=False))
+for start in starts:
+    print(Ahead(build, [Shape(1, 1)], Note(start), DRIVER, Path(claims), 2).result())
+"""
+
 
 def run(tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a tool in a process of its own, where Triton compiles."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", f"benchmarks.{tool}", *arguments]
+    return python("-m", f"benchmarks.{tool}", *arguments)
+
+
+def python(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run Python where kernels are compiled, not interpreted, with changes to the environment."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | changes
+    command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_copies_of_a_process_compile_each_kernel_once_and_a_later_start_finds_them(tmp_path: Path) -> None:
+    model = str(write_checkpoint(tmp_path / "tiny"))
+    arguments = (model, str(tmp_path / "claims"), "first", "second", "first")
+    told = python("-c", COMPILE_A_STEP, *arguments, TRITON_CACHE_DIR=str(tmp_path / "cache"))
+    assert told.returncode == 0, told.stdout + told.stderr
+    first, second, again = told.stdout.splitlines()
+    count = int(first.split()[0])
+    assert count > 10 and first.startswith(f"{count} of {count} compiled in "), told.stdout
+    assert second.startswith(f"0 of {count} compiled in "), told.stdout
+    assert again == f"{count}, all in {tmp_path / 'cache'}"
+    assert not (tmp_path / "claims").exists()
 
 
 def test_steps_of_any_number_of_tokens_need_no_kernels_but_those_of_the_start(tmp_path: Path) -> None:
@@ -62,7 +99,7 @@ def test_a_start_that_finds_its_note_compiles_nothing(tmp_path: Path) -> None:
         note = Note("a model", 1)
         note.write("123")
         assert Note("a model", 1).read() == "123" and Note("a model", 2).read() is None
-        assert Ahead(build, [], note, 1, META).result() == f"123, all in {tmp_path}"
+        assert Ahead(build, [], note, DRIVER, tmp_path / "claims", 1).result() == f"123, all in {tmp_path}"
 
 
 def test_a_start_goes_on_where_nothing_can_be_compiled_ahead(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -72,8 +109,8 @@ def test_a_start_goes_on_where_nothing_can_be_compiled_ahead(tmp_path: Path, cap
     with knobs.cache.scope():
         knobs.cache.dir = str(tmp_path)
         note = Note("a model")
-        told = Ahead(build, [], note, 1, torch.device("cpu")).result()
-    assert told == "when they are first launched: no compiler"
+        told = Ahead(build, [], note, DRIVER, tmp_path / "claims", 2).result()
+    assert told == "when they are first launched: RuntimeError: no compiler"
     assert "not compiled ahead" in caplog.text
     assert note.read() is None
 
