@@ -224,6 +224,7 @@ def start(
         try:
             experts = _runners(config, formats, plan, group, picks.experts)
             picks = _recordable(picks, experts)
+            compiling = _compile_ahead(Built(plan, config, formats, experts, picks, group))
             # Native kernels bring their own threads; waking torch's for few small calls would cost more than it saves.
             native = {picks.attention.key, picks.ops.key, *(choice.name for choice in experts.values())} == {"native"}
             torch.set_num_threads(1 if native else plan.worker_threads)
@@ -234,7 +235,6 @@ def start(
             draft = build_draft(plan, config, family, model, tools)
         except ValueError as error:
             raise StartupError(f"--tp-size {group.size} does not fit the model: {error}") from error
-        compiling = _compile_ahead(Built(plan, config, formats, experts, picks, group), rundir / f"kernels{rank}")
         ended("model")
         began = time.perf_counter()
         parameters = model.parameters() | ({} if tower is None else nested("vision", tower.parameters()))
@@ -288,7 +288,7 @@ class Built:
     group: TensorGroup
 
 
-def _compile_ahead(built: Built, claims: Path) -> Ahead | None:
+def _compile_ahead(built: Built) -> Ahead | None:
     """Begin to compile what steps need, where all of it is Triton's."""
     plan, names = built.plan, {choice.name for choice in built.experts.values()}
     if built.picks.engine.key != "graphs" or names - {"triton"}:
@@ -298,7 +298,7 @@ def _compile_ahead(built: Built, claims: Path) -> Ahead | None:
     shapes = shapes_for(plan.max_running_requests, plan.drafting.drafts, plan.max_step_tokens)
     note = Note(built.config, sorted(built.formats.items()), built.picks, _row_sizes(plan), shapes, plan.kv_dtype)
     build = partial(passes_without_memory, built)
-    return Ahead(build, shapes, note, Target.here(), claims, plan.worker_threads)
+    return Ahead(build, shapes, note, Target.here(), plan.worker_threads)
 
 
 def passes_without_memory(built: Built) -> Passes:

@@ -1,9 +1,8 @@
 """Kernels compiled before they are needed: beside the loading of weights, as many at a time as there are cores.
 
 Which ones, the model itself says: steps of all shapes are run on tensors that have shapes and no memory ("meta"), where
-a launch only asks for its kernel. Copies of this process do so, each of them all steps, and whichever comes to a kernel
-first compiles it. What was compiled lies in Triton's cache, beside a note of what it was for: a start that finds its
-note there asks for nothing.
+a launch only asks for its kernel. A copy of this process does so, and copies of that one compile. What was compiled
+lies in Triton's cache, beside a note of what it was for: a start that finds its note there asks for nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +30,7 @@ from srt.configs.step3p7 import LayerConfig, TextConfig
 from srt.distributed import TensorGroup
 from srt.layers.cuda.jit import Kernel
 from srt.layers.parameter import Parameters
-from srt.worker.device.copies import Copies
+from srt.worker.device.copies import Copies, CopyError
 from srt.worker.device.layout import layout_of
 from srt.worker.device.passes import Passes
 
@@ -45,7 +43,9 @@ FEW_ROWS: Final = 64
 """More rows than that leave attention nothing to share out."""
 WIDTHS: Final = (2, 3, 5)
 """Tokens of each row for which attention has kernels, beside one and many."""
+TITLE: Final = "srt:kernels"
 MOST_COPIES: Final = 32
+NUMBER_BYTES: Final = 4
 LONGEST_S: Final = 600.0
 """A start does not wait longer for kernels: they are compiled when they are launched, too."""
 
@@ -106,66 +106,85 @@ class Target:
 
 
 class Share(msgspec.Struct, frozen=True):
-    """What one copy did: kernels that it `compiled` itself, `found` in the cache, or could not compile (`failed`, why),
-    of those that are `wanted`."""
+    """What came of `wanted` kernels: `compiled`, or `failed` and why, or they were in the cache."""
 
     wanted: int
     compiled: int
-    found: int
     failed: list[str]
+
+    @classmethod
+    def of(cls, packed: Iterable[bytes]) -> Share:
+        """The sum of some."""
+        shares = [msgspec.msgpack.decode(share, type=cls) for share in packed]
+        failed = [why for share in shares for why in share.failed]
+        return cls(sum(share.wanted for share in shares), sum(share.compiled for share in shares), failed)
+
+    def packed(self) -> bytes:
+        """As it is sent."""
+        return msgspec.msgpack.encode(self)
 
 
 class Ahead:
-    """Compiles what steps need, in copies of this process, from here on. `build` makes their passes, on "meta"; copies
-    claim kernels in a folder `claims`, which is made for it."""
+    """Compiles what steps need, in copies of this process, from here on. `build` makes their passes, on "meta"."""
 
     def __init__(
-        self, build: Callable[[], Passes], shapes: list[Shape], note: Note, target: Target, claims: Path, cores: int
+        self, build: Callable[[], Passes], shapes: list[Shape], note: Note, target: Target, cores: int
     ) -> None:
-        self._note, self._known, self._claims = note, note.read(), claims
+        self._note, self._known, self._cores = note, note.read(), min(cores, MOST_COPIES)
         self._began_s = time.perf_counter()
-        if self._known is None:
-            claims.mkdir()
-            self._count = min(cores, MOST_COPIES)
-            self._copies = Copies(self._count, "srt:kernels", lambda _: compile_share(build, shapes, claims, target))
+        count = 1 if self._known is None else 0
+        self._copy = Copies(count, TITLE, lambda _: _compile_all(build, shapes, target, self._cores))
 
     def result(self) -> str:
         """Wait for the last kernel; what came of it, as a line of the start-up table."""
         if self._known is not None:
             return f"{self._known}, all in {knobs.cache.dir}"
         try:
-            return self._result()
-        except Exception as error:  # whatever it was, the server runs without
-            log.exception("kernels are not compiled ahead but when they are first launched")
+            share = Share.of(self._copy.answers(LONGEST_S))
+            if not share.failed:
+                self._note.write(str(share.wanted))
+        except (CopyError, OSError) as error:  # the server runs without
+            log.error("kernels are not compiled ahead but when they are first launched: %s", error)
             return f"when they are first launched: {str(error).splitlines()[-1]}"
-        finally:
-            shutil.rmtree(self._claims)
-
-    def _result(self) -> str:
-        shares = [msgspec.msgpack.decode(answer, type=Share) for answer in self._copies.answers(LONGEST_S)]
-        wanted, compiled = shares[0].wanted, sum(share.compiled for share in shares)
-        failed = [why for share in shares for why in share.failed]
-        if failed:
-            told = f"{len(failed)} kernels of {wanted} cannot be compiled; the first step to need one will say why, too"
-            log.error("%s:\n%s", told, "\n".join(failed))
-        elif compiled + sum(share.found for share in shares) == wanted:
-            self._note.write(str(wanted))
-        took_s = time.perf_counter() - self._began_s
-        return f"{compiled} of {wanted} compiled in {took_s:.1f} s on {self._count} cores, into {knobs.cache.dir}"
+        if share.failed:
+            told = "%d kernels of %d cannot be compiled; the first step to need one will say why, too:\n%s"
+            log.error(told, len(share.failed), share.wanted, "\n".join(share.failed))
+        took = f"{time.perf_counter() - self._began_s:.1f} s on {self._cores} cores"
+        return f"{share.compiled} of {share.wanted} compiled in {took}, into {knobs.cache.dir}"
 
 
-def compile_share(build: Callable[[], Passes], shapes: list[Shape], claims: Path, target: Target) -> bytes:
-    """Compile every kernel that no other copy has claimed. Returns a `Share`, packed. Changes this process for good."""
+def _compile_all(build: Callable[[], Passes], shapes: list[Shape], target: Target, cores: int) -> bytes:
+    """Find out which kernels there are, and compile them in copies. Returns a `Share`, packed. Changes this process for
+    good."""
     driver.set_active(target)
-    hits = list[bool]()
-    knobs.compilation.listener = lambda cache_hit, **_: hits.append(cache_hit)
     knobs.runtime.jit_cache_hook = _refuse_others
-    with torch.inference_mode(), _Asking(claims, target.launcher) as asking, META:
+    with torch.inference_mode(), _Asking() as asking, META:
         passes = build()
         for shape in shapes:
             run(passes, shape)
-    share = Share(len(asking.seen), hits.count(False), hits.count(True), asking.failed)
-    return msgspec.msgpack.encode(share)
+    # Imported for tensors without memory by now: hundreds of torch's modules, which no copy has to import again.
+    wanted = list(asking.wanted.values())
+    numbers, writing = os.pipe()
+    for number in range(len(wanted)):
+        os.write(writing, number.to_bytes(NUMBER_BYTES))
+    os.close(writing)  # so that whoever finds nothing left is told
+    copies = Copies(cores, TITLE, lambda _: _compile_some(wanted, numbers, target))
+    return Share.of(copies.answers(LONGEST_S)).packed()
+
+
+def _compile_some(wanted: list[Callable[[], Any]], numbers: int, target: Target) -> bytes:
+    """Compile kernels whose numbers are read from there, until all are taken. Returns a `Share`, packed."""
+    taken, hits, failed = 0, list[bool](), list[str]()
+    knobs.compilation.listener = lambda cache_hit, **_: hits.append(cache_hit)
+    while number := os.read(numbers, NUMBER_BYTES):
+        taken += 1
+        try:
+            kernel = wanted[int.from_bytes(number)]()
+            if target.launcher is not None:
+                target.launcher(kernel.src, kernel.metadata)
+        except Exception:  # as many others as can be compiled shall be
+            failed.append(traceback.format_exc())
+    return Share(taken, hits.count(False), failed).packed()
 
 
 def _refuse_others(*, fn: Any, **_: object) -> bool:
@@ -176,38 +195,18 @@ def _refuse_others(*, fn: Any, **_: object) -> bool:
 
 
 class _Asking(AsyncCompileMode):  # type: ignore[misc]
-    """Where kernels are asked for, not launched; one is compiled at once if it can be claimed."""
+    """Where kernels are asked for, and neither compiled nor launched."""
 
-    def __init__(self, claims: Path, launcher: Callable[..., object] | None) -> None:
+    def __init__(self) -> None:
         super().__init__(None)
-        self._claims, self._launcher = claims, launcher
-        self.seen: set[str] = set()
-        self.failed: list[str] = []
+        self.wanted: dict[str, Callable[[], Any]] = {}
+        """By what it is compiled from: what compiles it."""
 
     def submit(self, key: str, compile_fn: Callable[[], Any], finalize_fn: Callable[[Any], None]) -> object:
-        """Compile a kernel, or leave it to another. Returns what stands for it where launches look for it."""
-        digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-        if digest not in self.seen:
-            self.seen.add(digest)
-            if self._claimed(digest):
-                self._compile(compile_fn)
-        finalize_fn(digest)
-        return digest
-
-    def _claimed(self, digest: str) -> bool:
-        try:
-            (self._claims / digest).touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return True
-
-    def _compile(self, compile_fn: Callable[[], Any]) -> None:
-        try:
-            kernel = compile_fn()
-            if self._launcher is not None:
-                self._launcher(kernel.src, kernel.metadata)
-        except Exception:  # as many others as can be compiled shall be
-            self.failed.append(traceback.format_exc())
+        """Keep what compiles a kernel. Returns what stands for it where launches look for it."""
+        self.wanted[key] = compile_fn
+        finalize_fn(key)
+        return key
 
 
 def run(passes: Passes, shape: Shape) -> None:

@@ -21,10 +21,14 @@ from tests.support.checkpoints import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[3]
 
+BROKEN_ASSEMBLER = """#!/bin/sh
+[ "$1" = --version ] && exec echo "Cuda compilation tools, release 12.8, V12.8.93"
+exit 1
+"""
+
 COMPILE_A_STEP = """
 import sys
 from functools import partial
-from pathlib import Path
 
 from triton.runtime import driver
 
@@ -34,10 +38,10 @@ from srt.worker.device.ahead import Ahead, Note, Shape
 from srt.worker.startup import passes_without_memory
 
 driver.set_active(DRIVER)
-model, claims, *starts = sys.argv[1:]
+model, *starts = sys.argv[1:]
 build = partial(passes_without_memory, built(model, announced=False, kv_dtype="auto", mtp=False))
 for start in starts:
-    print(Ahead(build, [Shape(1, 1)], Note(start), DRIVER, Path(claims), 2).result())
+    print(Ahead(build, [Shape(1, 1)], Note(start), DRIVER, 2).result())
 """
 
 
@@ -55,15 +59,13 @@ def python(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
 
 def test_copies_of_a_process_compile_each_kernel_once_and_a_later_start_finds_them(tmp_path: Path) -> None:
     model = str(write_checkpoint(tmp_path / "tiny"))
-    arguments = (model, str(tmp_path / "claims"), "first", "second", "first")
-    told = python("-c", COMPILE_A_STEP, *arguments, TRITON_CACHE_DIR=str(tmp_path / "cache"))
+    told = python("-c", COMPILE_A_STEP, model, "first", "second", "first", TRITON_CACHE_DIR=str(tmp_path / "cache"))
     assert told.returncode == 0, told.stdout + told.stderr
     first, second, again = told.stdout.splitlines()
     count = int(first.split()[0])
     assert count > 10 and first.startswith(f"{count} of {count} compiled in "), told.stdout
     assert second.startswith(f"0 of {count} compiled in "), told.stdout
     assert again == f"{count}, all in {tmp_path / 'cache'}"
-    assert not (tmp_path / "claims").exists()
 
 
 def test_steps_of_any_number_of_tokens_need_no_kernels_but_those_of_the_start(tmp_path: Path) -> None:
@@ -99,7 +101,7 @@ def test_a_start_that_finds_its_note_compiles_nothing(tmp_path: Path) -> None:
         note = Note("a model", 1)
         note.write("123")
         assert Note("a model", 1).read() == "123" and Note("a model", 2).read() is None
-        assert Ahead(build, [], note, DRIVER, tmp_path / "claims", 1).result() == f"123, all in {tmp_path}"
+        assert Ahead(build, [], note, DRIVER, 1).result() == f"123, all in {tmp_path}"
 
 
 def test_a_start_goes_on_where_nothing_can_be_compiled_ahead(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,10 +111,24 @@ def test_a_start_goes_on_where_nothing_can_be_compiled_ahead(tmp_path: Path, cap
     with knobs.cache.scope():
         knobs.cache.dir = str(tmp_path)
         note = Note("a model")
-        told = Ahead(build, [], note, DRIVER, tmp_path / "claims", 2).result()
+        told = Ahead(build, [], note, DRIVER, 2).result()
     assert told == "when they are first launched: RuntimeError: no compiler"
     assert "not compiled ahead" in caplog.text
     assert note.read() is None
+
+
+def test_a_kernel_that_cannot_be_compiled_is_told_and_leaves_no_note(tmp_path: Path) -> None:
+    model = str(write_checkpoint(tmp_path / "tiny"))
+    assembler = tmp_path / "ptxas"
+    assembler.write_text(BROKEN_ASSEMBLER)
+    assembler.chmod(0o755)
+    changes = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_PTXAS_PATH": str(assembler)}
+    told = python("-c", COMPILE_A_STEP, model, "first", **changes)
+    last = told.stdout.splitlines()[-1]
+    count = int(last.split()[2])
+    assert last.startswith(f"0 of {count} compiled in "), told.stdout + told.stderr
+    assert f"{count} kernels of {count} cannot be compiled" in told.stderr
+    assert not list(tmp_path.glob("srt-*"))
 
 
 def test_sizes_are_as_many_as_there_are_kernels_for() -> None:
