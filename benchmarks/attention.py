@@ -27,7 +27,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import gpu_context, integers, seconds
+from benchmarks.gpu import integers, seconds, versions
 from benchmarks.report import append, context
 from srt.layers.attention.contract import AttentionBackend, AttentionSpec
 from srt.layers.attention.flashinfer import FlashInfer, FlashInferAttention, Shape, refusal
@@ -401,7 +401,7 @@ def main() -> None:
     with torch.inference_mode():
         results = tune(args) if args.tune else compare(args)
     if args.out is not None:
-        append(args.out, {"benchmark": "attention", **context(), **gpu_context(), "results": results})
+        append(args.out, {"benchmark": "attention", **context(), **versions(), "results": results})
 
 
 if __name__ == "__main__":

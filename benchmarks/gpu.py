@@ -1,13 +1,14 @@
-"""What benchmarks on a GPU share: timing by replays of a graph, and what figures depend on."""
+"""What benchmarks on a GPU share: timing by replays of a graph, what figures depend on, lists of sizes."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import triton
 
 
 def seconds(call: Callable[[int], Any], calls: int, replays: int) -> float:
@@ -30,12 +31,13 @@ def seconds(call: Callable[[int], Any], calls: int, replays: int) -> float:
     return statistics.median(times)
 
 
-def gpu_context() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """The GPU and the versions that figures depend on."""
-
-    versions = {"torch": torch.__version__, "cuda": str(torch.version.cuda), "triton": str(triton.__version__)}
-    return {"gpu": torch.cuda.get_device_name()} | versions
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    triton = importlib.metadata.version("triton") if importlib.util.find_spec("triton") else "none"
+    return {"gpu": gpu, "torch": torch.__version__, "cuda": str(torch.version.cuda), "triton": triton}
 
 
 def integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    """ "1,4,16" -> [1, 4, 16]; empty -> []."""
+    return [int(part) for part in text.split(",") if part]

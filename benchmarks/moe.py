@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.gpu import gpu_context, integers, seconds
+from benchmarks.gpu import integers, seconds, versions
 from benchmarks.report import append, context
 from srt.layers.gpu import current_gpu
 from srt.layers.moe.contract import ExpertShape, PackedExperts, StoredExperts
@@ -172,7 +172,7 @@ def main() -> None:
         )
         print(shown.format(**line))
     if args.output is not None:
-        append(args.output, {"benchmark": "moe", **context(), **gpu_context(), "results": results})
+        append(args.output, {"benchmark": "moe", **context(), **versions(), "results": results})
 
 
 if __name__ == "__main__":

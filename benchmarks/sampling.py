@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import gpu_context, integers, seconds
+from benchmarks.gpu import integers, seconds, versions
 from benchmarks.report import append, context
 from srt.layers.cuda.ops import TritonOps
 from srt.layers.gpu import current_gpu
@@ -122,7 +122,7 @@ def main() -> None:
                 print("{draw:<14}{rows:>6}{torch_us:>10}{kernels_us:>10}{beside_us:>16}{same:>8.3f}".format(**one))
     if args.out is not None:
         options = {"vocabulary": args.vocabulary, "spread": args.spread}
-        append(args.out, {"benchmark": "sampling", **context(), **gpu_context(), **options, "results": results})
+        append(args.out, {"benchmark": "sampling", **context(), **versions(), **options, "results": results})
 
 
 if __name__ == "__main__":

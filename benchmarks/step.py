@@ -24,6 +24,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from benchmarks.gpu import integers, versions
 from benchmarks.presets import FORMATS, PRESETS, write_preset
 from benchmarks.report import append, context, spread, table
 from srt.configs.device import read_device
@@ -129,11 +130,6 @@ def measure(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
     return {"decode_step_ms": decode, "first_token_ms": first}
 
 
-def numbers(text: str) -> list[int]:
-    """ "1,4,16" -> [1, 4, 16]; empty -> []."""
-    return [int(part) for part in text.split(",") if part]
-
-
 def prompts(text: str) -> list[tuple[int, int]]:
     """ "512,4x2048" -> [(1, 512), (4, 2048)]: prompts of a step, and tokens of each."""
     sizes = [part.rpartition("x") for part in text.split(",") if part]
@@ -153,7 +149,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tp-size", type=int, default=1, help="ranks that share the model (default %(default)s)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or auto (default %(default)s)")
     parser.add_argument("--load-format", default="auto", help="auto, or dummy for random weights")
-    parser.add_argument("--batch", type=numbers, default=[1, 4, 16], help="batch sizes to decode (default 1,4,16)")
+    parser.add_argument("--batch", type=integers, default=[1, 4, 16], help="batch sizes to decode (default 1,4,16)")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="prompt before decoding (default %(default)s)")
     parser.add_argument("--steps", type=int, default=64, help="timed decode steps (default %(default)s)")
     parser.add_argument("--prefill", type=prompts, default=[(1, 512), (1, 1536)], help="prompts to time alone: 4x2048")
@@ -318,12 +314,6 @@ def charges(recording: profile, steps: int) -> list[str]:
         f"{took / steps:9.1f} us  {counts[name] / steps:6.1f} x  {name[:110]}" for name, took in added.most_common(32)
     ]
     return [*lines, f"{added.total() / steps:9.1f} us in all"]
-
-
-def versions() -> dict[str, str]:
-    """What the figures depend on beside the commit."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"torch": torch.__version__, "cuda": str(torch.version.cuda), "gpu": gpu}
 
 
 if __name__ == "__main__":
