@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import importlib.util
 import statistics
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def seconds(call: Callable[[int], Any], calls: int, replays: int) -> float:
 def versions() -> dict[str, str]:
     """The GPU and the versions that figures depend on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    triton = importlib.metadata.version("triton") if importlib.util.find_spec("triton") else "none"
+    triton = importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else "none"
     return {"gpu": gpu, "torch": torch.__version__, "cuda": str(torch.version.cuda), "triton": triton}
 
 
