@@ -32,9 +32,9 @@ from srt.layers.gpu import Gpu
 from srt.layers.moe.backends import RunnerChoice
 from srt.layers.moe.triton_experts import TritonExperts
 from srt.layers.quant.registry import format_of
-from srt.worker.device.ahead import META, Ahead, Note, Shape, Target, run, shapes_for
+from srt.worker.device.ahead import META, Ahead, Shape, Target, run, shapes_for
 from srt.worker.device.passes import Passes
-from srt.worker.startup import DTYPES, Built, Pick, Picks, passes_without_memory
+from srt.worker.startup import DTYPES, Built, Pick, Picks, note_of, passes_without_memory
 
 H200: Final = Gpu((9, 0))
 DRIVER: Final = Target(GPUTarget("cuda", 90, 32))
@@ -123,7 +123,7 @@ def main() -> int:
     more = needed(passes, every(made.plan, args.every)) - ahead
     rows += [("needed beside", f"{name} {key}") for name, key in sorted(more)]
     if args.compile:
-        note = Note(args.preset, args.model_path, args.format, args.mtp, args.kv_cache_dtype)
+        note = note_of(made, shapes, DRIVER)
         compiling = Ahead(partial(passes_without_memory, made), shapes, note, DRIVER, args.cores)
         rows.append(("compiled", compiling.result()))
     print(table(rows))

@@ -6,7 +6,6 @@ hands over to the role. What escapes from there is said to `launch` as one `Fata
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import gc
 import importlib
@@ -31,6 +30,7 @@ from srt.heartbeat import PID, Board, Heartbeat, process_name
 from srt.launch import PLAN
 from srt.launch.gpu import wake
 from srt.messages import Fatal, Phase
+from srt.orphans import die_with
 from srt.wire import Outbox
 
 ROLES: Final = {
@@ -40,8 +40,6 @@ ROLES: Final = {
     "worker": "srt.worker.process:run",
 }
 """Role -> `module:function`, called as `run(plan, rundir, rank, beat)`; the api's takes `secrets` too."""
-
-PR_SET_PDEATHSIG: Final = 1
 
 
 def main(arguments: Sequence[str], roles: Mapping[str, str] = ROLES) -> int:
@@ -112,8 +110,7 @@ def _take_secrets() -> object:
 
 def _die_with(parent: int) -> None:
     """Have the kernel kill this process when `parent` dies, and end it if that has happened already."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if not die_with(parent):
         sys.exit("the launching process is gone")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ from srt.worker.device.rows import DeviceRows
 from srt.worker.device.runner import DeviceRunner
 from srt.worker.device.sampler import Sampler, TorchSampler
 from srt.worker.drafting import build_draft, build_proposer, checkpoint_source, with_draft_layers
+from srt.worker.facts import expert_facts, kv_scales, loaded
 from srt.worker.grammars import RowGrammars, open_grammars
 from srt.worker.image_features import ImageFeatures
 from srt.worker.kv_pool import allocate_kv, kv_bytes
@@ -56,7 +58,9 @@ from srt.worker.rows import Rows
 from srt.worker.runner import Runner
 
 if TYPE_CHECKING:
-    from srt.worker.device.ahead import Ahead  # imports Triton, which may not be there
+    from srt.worker.device.ahead import Ahead, Note, Shape, Target  # import Triton, which may not be there
+
+log = logging.getLogger(__name__)
 
 OPS: Final = {
     "torch": "srt.layers.ops:TorchOps",
@@ -247,12 +251,12 @@ def start(
     memory = weight_bytes(parameters, [one for one in (model, tower, draft) if one is not None])
     memory |= kv_bytes_by_group(plan.groups, kv)
     facts = {kind: f"{pick.key} ({pick.reason})" for kind, pick in _named(picks)}
-    facts |= _expert_facts(experts, formats)
+    facts |= expert_facts(experts, formats)
     facts |= {"ranks": group.describe()} if group.size > 1 else {}
     facts |= {
         "threads": str(plan.worker_threads),
-        "weights": f"{_loaded(report)} in {loaded_s:.1f} s",
-        "kv memory": f"{kv_bytes(kv) / 2**20:.1f} MiB in {plan.kv_dtype}{_kv_scales(plan, parameters)}",
+        "weights": f"{loaded(report)} in {loaded_s:.1f} s",
+        "kv memory": f"{kv_bytes(kv) / 2**20:.1f} MiB in {plan.kv_dtype}{kv_scales(plan, parameters)}",
     }
     layers, row_images = config.text.main_layers, _row_images(plan, rundir, tower, device)
     parts = Parts(model, draft, kv[:layers], kv[layers:], tools, row_images, config.text.hidden_size)
@@ -289,16 +293,30 @@ class Built:
 
 
 def _compile_ahead(built: Built) -> Ahead | None:
-    """Begin to compile what steps need, where all of it is Triton's."""
+    """Begin to compile what steps need, where all of it is Triton's. Whatever is wrong with it, the server runs
+    without."""
     plan, names = built.plan, {choice.name for choice in built.experts.values()}
     if built.picks.engine.key != "graphs" or names - {"triton"}:
         return None
-    from srt.worker.device.ahead import Ahead, Note, Target, shapes_for
+    from srt.worker.device.ahead import Ahead, Target, shapes_for
 
-    shapes = shapes_for(plan.max_running_requests, plan.drafting.drafts, plan.max_step_tokens)
-    note = Note(built.config, sorted(built.formats.items()), built.picks, _row_sizes(plan), shapes, plan.kv_dtype)
-    build = partial(passes_without_memory, built)
-    return Ahead(build, shapes, note, Target.here(), plan.worker_threads)
+    try:
+        target = Target.here()
+        shapes = shapes_for(plan.max_running_requests, plan.drafting.drafts, plan.max_step_tokens)
+        note = note_of(built, shapes, target)
+        return Ahead(partial(passes_without_memory, built), shapes, note, target, plan.worker_threads)
+    except Exception:
+        log.exception("kernels are not compiled ahead but when they are first launched")
+        return None
+
+
+def note_of(built: Built, shapes: Sequence[Shape], target: Target) -> Note:
+    """By all that decides which kernels a rank needs; ranks of one server need the same."""
+    from srt.worker.device.ahead import Note
+
+    plan = built.plan
+    sizes = _row_sizes(plan), plan.dtype, plan.kv_dtype, built.group.size, plan.server.ep_size
+    return Note(built.config, sorted(built.formats.items()), built.picks, sizes, shapes, target)
 
 
 def passes_without_memory(built: Built) -> Passes:
@@ -433,34 +451,6 @@ def _runners(
     return runners
 
 
-def _expert_facts(experts: Mapping[int, RunnerChoice], formats: Mapping[int, str]) -> dict[str, str]:
-    """Lines of the start-up table: which layers run their experts how, and why."""
-    lines: dict[str, list[int]] = {}
-    for layer, choice in experts.items():
-        lines.setdefault(f"{choice.name}, weights {formats[layer]} ({choice.reason})", []).append(layer)
-    if len(lines) == 1:
-        return {"experts": next(iter(lines))}
-    return {f"experts of {_spans(layers)}": line for line, layers in lines.items()}
-
-
-def _spans(layers: Sequence[int]) -> str:
-    """ "layers 3-42"."""
-    first, last = layers[0], layers[-1]
-    dense = list(layers) == list(range(first, last + 1))
-    return f"layers {first}-{last}" if dense else f"layers {', '.join(map(str, layers))}"
-
-
-def _kv_scales(plan: RuntimePlan, parameters: Parameters) -> str:
-    """What stored keys and values are multiplied with; only said where they are codes."""
-    if plan.kv_dtype != "fp8_e4m3":
-        return ""
-    scales = [name for name in parameters if name.endswith((".k_scale", ".v_scale"))]
-    found = sum(parameters[name].missing("") == [] for name in scales)
-    if found == len(scales):
-        return ", scales from the checkpoint"
-    return f", {found} of {len(scales)} scales from the checkpoint, 1.0 for the others"
-
-
 def _toolkit(picks: Picks, plan: RuntimePlan, group: TensorGroup, experts: Mapping[int, RunnerChoice]) -> Toolkit:
     return Toolkit(
         ops=build(OPS, picks.ops),
@@ -481,11 +471,3 @@ def _named(picks: Picks) -> list[tuple[str, Pick]]:
         ("linear", picks.linear),
         ("attention", picks.attention),
     ]
-
-
-def _loaded(report: LoadReport) -> str:
-    """ "text 229.3 MB (left on disk: mtp 47.6 MB)"."""
-    sizes = {part: f"{part} {size / 1e6:.1f} MB" for part, size in sorted(report.bytes.items())}
-    read = ", ".join(text for part, text in sizes.items() if part in report.read)
-    left = ", ".join(text for part, text in sizes.items() if part not in report.read)
-    return f"{read} (left on disk: {left})" if left else read

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -46,8 +46,8 @@ WIDTHS: Final = (2, 3, 5)
 TITLE: Final = "srt:kernels"
 MOST_COPIES: Final = 32
 NUMBER_BYTES: Final = 4
-LONGEST_S: Final = 600.0
-"""A start does not wait longer for kernels: they are compiled when they are launched, too."""
+LONGEST_S: Final = 240.0
+"""Copies are given no longer: kernels are compiled when they are launched, too. Ranks wait longer for each other."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,14 @@ class Note:
         return self._path.read_text(encoding="utf-8") if self._path.is_file() else None
 
     def write(self, text: str) -> None:
-        """Leave it for later starts."""
+        """Leave it for later starts; without it they ask again."""
         half = self._path.with_suffix(f".{os.getpid()}")
-        half.write_text(text, encoding="utf-8")
-        half.replace(self._path)
+        try:
+            half.write_text(text, encoding="utf-8")
+            half.replace(self._path)
+        except OSError as error:
+            log.warning("later starts will look for kernels again: %s: %s", half.parent, error.strerror)
+            half.unlink(missing_ok=True)
 
 
 class Target:
@@ -92,6 +96,10 @@ class Target:
         """Of this process's GPU."""
         return cls(driver.active.get_current_target(), driver.active.launcher_cls)
 
+    def __repr__(self) -> str:
+        """Of a note."""
+        return repr(self._target)
+
     def get_current_target(self) -> GPUTarget:
         """The GPU's kind."""
         return self._target
@@ -106,22 +114,19 @@ class Target:
 
 
 class Share(msgspec.Struct, frozen=True):
-    """What came of `wanted` kernels: `compiled`, or `failed` and why, or they were in the cache."""
+    """What came of kernels: how many were `compiled`, and what of those that `failed`. The others were in the cache."""
+
+    compiled: int
+    failed: list[str]
+
+
+class Compiled(msgspec.Struct, frozen=True):
+    """What came of all that are `wanted`, in so many seconds."""
 
     wanted: int
     compiled: int
     failed: list[str]
-
-    @classmethod
-    def of(cls, packed: Iterable[bytes]) -> Share:
-        """The sum of some."""
-        shares = [msgspec.msgpack.decode(share, type=cls) for share in packed]
-        failed = [why for share in shares for why in share.failed]
-        return cls(sum(share.wanted for share in shares), sum(share.compiled for share in shares), failed)
-
-    def packed(self) -> bytes:
-        """As it is sent."""
-        return msgspec.msgpack.encode(self)
+    seconds: float
 
 
 class Ahead:
@@ -130,32 +135,32 @@ class Ahead:
     def __init__(
         self, build: Callable[[], Passes], shapes: list[Shape], note: Note, target: Target, cores: int
     ) -> None:
-        self._note, self._known, self._cores = note, note.read(), min(cores, MOST_COPIES)
-        self._began_s = time.perf_counter()
-        count = 1 if self._known is None else 0
-        self._copy = Copies(count, TITLE, lambda _: _compile_all(build, shapes, target, self._cores))
+        self._note, self._known, self._cores = note, note.read(), max(1, min(cores, MOST_COPIES))
+        if self._known is None:
+            self._copy = Copies(1, TITLE, LONGEST_S, lambda _: _compile_all(build, shapes, target, self._cores))
 
     def result(self) -> str:
-        """Wait for the last kernel; what came of it, as a line of the start-up table."""
+        """Wait for the last kernel; what came of it, as a line of the start-up table. Once only."""
         if self._known is not None:
             return f"{self._known}, all in {knobs.cache.dir}"
-        try:
-            share = Share.of(self._copy.answers(LONGEST_S))
-            if not share.failed:
-                self._note.write(str(share.wanted))
-        except (CopyError, OSError) as error:  # the server runs without
-            log.error("kernels are not compiled ahead but when they are first launched: %s", error)
-            return f"when they are first launched: {str(error).splitlines()[-1]}"
-        if share.failed:
+        (outcome,) = self._copy.outcomes()
+        if isinstance(outcome, CopyError):  # the server runs without
+            log.error("kernels are not compiled ahead but when they are first launched: %s", outcome)
+            return f"when they are first launched: {str(outcome).splitlines()[-1]}"
+        made = msgspec.msgpack.decode(outcome, type=Compiled)
+        if made.failed:
             told = "%d kernels of %d cannot be compiled; the first step to need one will say why, too:\n%s"
-            log.error(told, len(share.failed), share.wanted, "\n".join(share.failed))
-        took = f"{time.perf_counter() - self._began_s:.1f} s on {self._cores} cores"
-        return f"{share.compiled} of {share.wanted} compiled in {took}, into {knobs.cache.dir}"
+            log.error(told, len(made.failed), made.wanted, "\n".join(_unlike(made.failed)))
+        else:
+            self._note.write(str(made.wanted))
+        took = f"{made.seconds:.1f} s in {self._cores} processes"
+        return f"{made.compiled} of {made.wanted} compiled in {took}, into {knobs.cache.dir}"
 
 
 def _compile_all(build: Callable[[], Passes], shapes: list[Shape], target: Target, cores: int) -> bytes:
-    """Find out which kernels there are, and compile them in copies. Returns a `Share`, packed. Changes this process for
-    good."""
+    """Find out which kernels there are, and compile them in copies. Returns a `Compiled`, packed. Changes this process
+    for good."""
+    began_s = time.monotonic()
     driver.set_active(target)
     knobs.runtime.jit_cache_hook = _refuse_others
     with torch.inference_mode(), _Asking() as asking, META:
@@ -168,23 +173,38 @@ def _compile_all(build: Callable[[], Passes], shapes: list[Shape], target: Targe
     for number in range(len(wanted)):
         os.write(writing, number.to_bytes(NUMBER_BYTES))
     os.close(writing)  # so that whoever finds nothing left is told
-    copies = Copies(cores, TITLE, lambda _: _compile_some(wanted, numbers, target))
-    return Share.of(copies.answers(LONGEST_S)).packed()
+    left_s = LONGEST_S - (time.monotonic() - began_s)
+    copies = Copies(cores, TITLE, left_s, lambda _: _compile_some(wanted, numbers, target))
+    compiled, failed = 0, list[str]()
+    for outcome in copies.outcomes():
+        if isinstance(outcome, CopyError):  # with the kernel that it was at; the others took what it had not
+            failed.append(str(outcome))
+        else:
+            share = msgspec.msgpack.decode(outcome, type=Share)
+            compiled += share.compiled
+            failed += share.failed
+    return msgspec.msgpack.encode(Compiled(len(wanted), compiled, failed, time.monotonic() - began_s))
 
 
 def _compile_some(wanted: list[Callable[[], Any]], numbers: int, target: Target) -> bytes:
     """Compile kernels whose numbers are read from there, until all are taken. Returns a `Share`, packed."""
-    taken, hits, failed = 0, list[bool](), list[str]()
+    compiled, hits, failed = 0, list[bool](), list[str]()
     knobs.compilation.listener = lambda cache_hit, **_: hits.append(cache_hit)
     while number := os.read(numbers, NUMBER_BYTES):
-        taken += 1
+        hits.clear()
         try:
             kernel = wanted[int.from_bytes(number)]()
             if target.launcher is not None:
                 target.launcher(kernel.src, kernel.metadata)
+            compiled += hits == [False]
         except Exception:  # as many others as can be compiled shall be
             failed.append(traceback.format_exc())
-    return Share(taken, hits.count(False), failed).packed()
+    return msgspec.msgpack.encode(Share(compiled, failed))
+
+
+def _unlike(texts: list[str]) -> list[str]:
+    """One of all that end in the same line."""
+    return list({text.splitlines()[-1]: text for text in texts}.values())
 
 
 def _refuse_others(*, fn: Any, **_: object) -> bool:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
 
+from msgspec import structs
 from triton import knobs
+from triton.backends.compiler import GPUTarget
 
-from benchmarks.kernels import DRIVER
-from srt.worker.device.ahead import Ahead, Note, doubling, quarters
+from benchmarks.kernels import DRIVER, built
+from srt.distributed import TensorGroup
+from srt.worker.device.ahead import Ahead, Note, Shape, Target, doubling, quarters
 from srt.worker.device.passes import Passes
+from srt.worker.startup import Built, note_of
 from tests.support.checkpoints import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,24 +30,6 @@ ROOT = Path(__file__).resolve().parents[3]
 BROKEN_ASSEMBLER = """#!/bin/sh
 [ "$1" = --version ] && exec echo "Cuda compilation tools, release 12.8, V12.8.93"
 exit 1
-"""
-
-COMPILE_A_STEP = """
-import sys
-from functools import partial
-
-from triton.runtime import driver
-
-from benchmarks.kernels import DRIVER, built
-from benchmarks.kernels import DRIVER
-from srt.worker.device.ahead import Ahead, Note, Shape
-from srt.worker.startup import passes_without_memory
-
-driver.set_active(DRIVER)
-model, *starts = sys.argv[1:]
-build = partial(passes_without_memory, built(model, announced=False, kv_dtype="auto", mtp=False))
-for start in starts:
-    print(Ahead(build, [Shape(1, 1)], Note(start), DRIVER, 2).result())
 """
 
 
@@ -57,15 +45,70 @@ def python(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_copies_of_a_process_compile_each_kernel_once_and_a_later_start_finds_them(tmp_path: Path) -> None:
-    model = str(write_checkpoint(tmp_path / "tiny"))
-    told = python("-c", COMPILE_A_STEP, model, "first", "second", "first", TRITON_CACHE_DIR=str(tmp_path / "cache"))
+def compiling(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Have kernels compiled by copies of a process, as a worker does."""
+    return python("-m", "tests.support.compiling", *arguments, **changes)
+
+
+def test_copies_compile_each_kernel_once_and_a_later_start_finds_them_without_asking_a_gpu(tmp_path: Path) -> None:
+    model, cache = str(write_checkpoint(tmp_path / "tiny")), str(tmp_path / "cache")
+    told = compiling(model, "-", "first", "second", "first", TRITON_CACHE_DIR=cache)
     assert told.returncode == 0, told.stdout + told.stderr
-    first, second, again = told.stdout.splitlines()
-    count = int(first.split()[0])
-    assert count > 10 and first.startswith(f"{count} of {count} compiled in "), told.stdout
+    first, second, again, needed = told.stdout.splitlines()
+    count = int(needed)
+    assert count > 10
+    assert first.startswith(f"{count} of {count} compiled in "), told.stdout
     assert second.startswith(f"0 of {count} compiled in "), told.stdout
-    assert again == f"{count}, all in {tmp_path / 'cache'}"
+    assert again == f"{count}, all in {cache}"
+
+
+def test_what_launches_a_kernel_is_built_with_it_and_may_fail_for_one_alone(tmp_path: Path) -> None:
+    model, cache = str(write_checkpoint(tmp_path / "tiny")), tmp_path / "cache"
+    (tmp_path / "built").mkdir()
+    told = compiling(model, str(tmp_path / "built"), "launchers", TRITON_CACHE_DIR=str(cache))
+    assert told.returncode == 0, told.stdout + told.stderr
+    line, count = told.stdout.splitlines()
+    files = {path.name: len(path.read_text().splitlines()) for path in (tmp_path / "built").iterdir()}
+    done, failed = sum(files.values()), int(count) - sum(files.values())
+    assert failed and "norm_kernel" not in files
+    assert line.startswith(f"{done} of {count} compiled in "), told.stdout
+    assert f"{failed} kernels of {count} cannot be compiled" in told.stderr
+    assert told.stderr.count("OSError: no compiler for launchers") == 1  # however many
+    assert not list(cache.glob("srt-*"))
+
+
+def test_a_kernel_that_is_not_declared_is_not_launched_on_tensors_without_memory(tmp_path: Path) -> None:
+    told = compiling("undeclared", TRITON_CACHE_DIR=str(tmp_path))
+    assert told.stdout.startswith("when they are first launched: TypeError: "), told.stdout + told.stderr
+    assert told.stdout.strip().endswith("undeclared_kernel is not declared with srt.layers.cuda.jit")
+    assert not list(tmp_path.glob("srt-*"))
+
+
+def test_the_note_of_a_start_is_of_all_that_decides_on_kernels(tmp_path: Path) -> None:
+    model = str(write_checkpoint(tmp_path / "tiny"))
+    made = built(model, announced=False, kv_dtype="auto", mtp=False)
+    shapes = [Shape(1, 1)]
+
+    def server(**changes: object) -> Built:
+        return replace(made, plan=structs.replace(made.plan, server=structs.replace(made.plan.server, **changes)))
+
+    class Group(TensorGroup):
+        rank, size = 1, 2
+
+    others = [
+        note_of(server(ep_size=2), shapes, DRIVER),
+        note_of(replace(made, group=Group()), shapes, DRIVER),
+        note_of(replace(made, plan=structs.replace(made.plan, dtype="float32")), shapes, DRIVER),
+        note_of(replace(made, plan=structs.replace(made.plan, kv_dtype="fp8_e4m3")), shapes, DRIVER),
+        note_of(made, [Shape(2, 1)], DRIVER),
+        note_of(made, shapes, Target(GPUTarget("cuda", 89, 32))),
+    ]
+    with knobs.cache.scope():
+        knobs.cache.dir = str(tmp_path)
+        note_of(made, shapes, DRIVER).write("123")
+        assert note_of(server(port=1, random_seed=7), shapes, DRIVER).read() == "123"
+        assert note_of(replace(made, group=TensorGroup()), shapes, DRIVER).read() == "123"
+    assert [note.read() for note in others] == [None] * len(others)
 
 
 def test_steps_of_any_number_of_tokens_need_no_kernels_but_those_of_the_start(tmp_path: Path) -> None:
@@ -123,12 +166,27 @@ def test_a_kernel_that_cannot_be_compiled_is_told_and_leaves_no_note(tmp_path: P
     assembler.write_text(BROKEN_ASSEMBLER)
     assembler.chmod(0o755)
     changes = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_PTXAS_PATH": str(assembler)}
-    told = python("-c", COMPILE_A_STEP, model, "first", **changes)
-    last = told.stdout.splitlines()[-1]
-    count = int(last.split()[2])
+    told = compiling(model, "-", "first", **changes)
+    *_, last, count = told.stdout.splitlines()
     assert last.startswith(f"0 of {count} compiled in "), told.stdout + told.stderr
     assert f"{count} kernels of {count} cannot be compiled" in told.stderr
     assert not list(tmp_path.glob("srt-*"))
+
+
+def test_a_full_disk_costs_a_start_its_note_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, text: str, encoding: str) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with knobs.cache.scope():
+        knobs.cache.dir = str(tmp_path)
+        note = Note("a model")
+        note.write("123")
+    assert "No space left on device" in caplog.text
+    assert note.read() is None and not list(tmp_path.iterdir())
 
 
 def test_sizes_are_as_many_as_there_are_kernels_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
@@ -15,14 +16,10 @@ import pytest
 from srt.worker.device.copies import Copies, CopyError
 
 PARENT = """
-import os, sys, time
+import os, time
 from srt.worker.device.copies import Copies
 
-def work(number):
-    time.sleep(600)
-    return b""
-
-copies = Copies(2, "srt:test copies", work)
+copies = Copies(2, "srt:test copies", 60, lambda number: time.sleep(600) or b"")
 print(*copies.pids, flush=True)
 os.kill(os.getpid(), 9)
 """
@@ -36,68 +33,128 @@ def running(pid: int) -> bool:
         return False
 
 
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 def hang(number: int) -> bytes:
     time.sleep(600)
     return b""
 
 
+def texts(copies: Copies) -> list[str]:
+    """What became of copies, none of which answered."""
+    outcomes = copies.outcomes()
+    assert all(isinstance(outcome, CopyError) for outcome in outcomes), outcomes
+    return [str(outcome) for outcome in outcomes]
+
+
 def test_each_copy_does_its_share_and_answers_in_its_place() -> None:
-    mine = os.getpid()
+    mine, before = os.getpid(), descriptors()
 
     def work(number: int) -> bytes:
         assert os.getpid() != mine
+        time.sleep(0.1 * (2 - number))
         return bytes([number]) * (200_000 + number)  # more than a pipe holds
 
-    answers = Copies(3, "srt:test copies", work).answers(30)
-    assert answers == [bytes([number]) * (200_000 + number) for number in range(3)]
+    copies = Copies(3, "srt:test copies", 30, work)
+    assert copies.outcomes() == [bytes([number]) * (200_000 + number) for number in range(3)]
+    assert copies.pids == [] and descriptors() == before
 
 
-def test_what_fails_in_a_copy_is_told_and_no_other_is_left_running() -> None:
+def test_what_fails_in_a_copy_is_told_beside_what_others_answer() -> None:
     def work(number: int) -> bytes:
         if number == 0:
             raise ValueError("no such kernel")
-        return hang(number)
+        return b"done"
 
-    copies = Copies(2, "srt:test copies", work)
-    pids = copies.pids
-    with pytest.raises(CopyError, match=r"ValueError: no such kernel$"):
-        copies.answers(30)
-    assert not any(running(pid) for pid in pids)
+    failed, done = Copies(2, "srt:test copies", 30, work).outcomes()
+    assert isinstance(failed, CopyError) and str(failed).endswith("ValueError: no such kernel")
+    assert done == b"done"
 
 
-def test_a_copy_that_is_killed_is_told() -> None:
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "ended by signal 9 (Killed)"),
+        (lambda: os.kill(os.getpid(), signal.SIGRTMIN + 2), f"ended by signal {signal.SIGRTMIN + 2} "),
+        (lambda: ctypes.CDLL(None).exit(1), "ended with status 1"),
+    ],
+    ids=["killed", "an unnamed signal", "left by a library"],
+)
+def test_a_copy_that_ends_without_an_answer_is_told(end: object, told: str) -> None:
     def work(number: int) -> bytes:
-        os.kill(os.getpid(), signal.SIGKILL)
+        assert callable(end)
+        end()
         return b""
 
-    copies = Copies(1, "srt:test copies", work)
-    with pytest.raises(CopyError, match="srt:test copies ended by SIGKILL"):
-        copies.answers(30)
+    (text,) = texts(Copies(1, "srt:test copies", 30, work))
+    assert told in text
 
 
-def test_a_copy_that_hangs_is_ended_when_its_time_is_over() -> None:
-    copies = Copies(2, "srt:test copies", hang)
+def test_a_copy_that_cannot_begin_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(title: str) -> None:
+        raise OSError("no titles")
+
+    monkeypatch.setattr("setproctitle.setproctitle", refuse)
+    assert texts(Copies(1, "srt:test copies", 30, hang)) == ["srt:test copies ended with status 1"]
+
+
+def test_copies_that_hang_are_ended_when_their_time_is_over_and_others_are_heard() -> None:
+    copies = Copies(3, "srt:test copies", 0.5, lambda number: b"done" if number == 1 else hang(number))
     pids = copies.pids
-    with pytest.raises(CopyError, match="2 srt:test copies have not ended in time"):
-        copies.answers(0.2)
+    first, done, last = copies.outcomes()
+    assert str(first) == str(last) == "srt:test copies took too long" and done == b"done"
     assert not any(running(pid) for pid in pids)
+
+
+def test_a_copy_ends_by_the_signal_that_its_process_handles_and_not_by_that_of_a_terminal() -> None:
+    handled: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: handled.append(number))
+    try:
+        copies = Copies(2, "srt:test copies", 30, hang)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    one, other = copies.pids
+    for pid in (one, other):
+        while Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0") != b"srt:test copies":
+            time.sleep(0.01)  # until it has its own handlers
+    os.kill(one, signal.SIGTERM)
+    os.kill(other, signal.SIGINT)
+    os.kill(other, signal.SIGKILL)
+    assert [text.split(" (")[0] for text in texts(copies)] == [
+        "srt:test copies ended by signal 15",
+        "srt:test copies ended by signal 9",
+    ]
+    assert not handled
+
+
+def refusing_after(forks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let so many forks succeed."""
+    fork, left = os.fork, [None] * forks
+
+    def limited() -> int:
+        if not left:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        left.pop()
+        return fork()
+
+    monkeypatch.setattr(os, "fork", limited)
 
 
 def test_a_process_that_cannot_be_copied_says_so_when_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[int] = []
-    fork = os.fork
+    refusing_after(0, monkeypatch)
+    before = descriptors()
+    told = "this process cannot be copied: Resource temporarily unavailable"
+    assert texts(Copies(2, "srt:test copies", 30, hang)) == [told]
+    assert descriptors() == before
 
-    def once() -> int:
-        if begun:
-            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-        begun.append(fork())
-        return begun[0]
 
-    monkeypatch.setattr(os, "fork", once)
-    copies = Copies(2, "srt:test copies", hang)
-    with pytest.raises(CopyError, match="cannot be copied: Resource temporarily unavailable"):
-        copies.answers(30)
-    assert not running(begun[0])
+def test_where_there_cannot_be_all_copies_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing_after(2, monkeypatch)
+    before = descriptors()
+    assert Copies(3, "srt:test copies", 30, lambda number: bytes([number])).outcomes() == [b"\0", b"\1"]
+    assert descriptors() == before
 
 
 def test_copies_die_with_the_process_that_made_them() -> None:
