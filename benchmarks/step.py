@@ -3,7 +3,8 @@
     python -m benchmarks.step --model-path DIR --dtype bfloat16 --batch 1,4,16 --prompt-tokens 128 --steps 64
 
 Each batch size prefills B requests of random tokens in chunks, then decodes `--steps` tokens; the figure is the
-median time of a decode step. `--prefill` times prompts of those lengths alone, from first chunk to first token.
+mean time of a decode step. `--prefill` times prompts of those lengths alone, from first chunk to first token, and tells
+the median.
 """
 
 from __future__ import annotations

@@ -121,6 +121,8 @@ def test_a_copy_ends_by_the_signal_that_its_process_handles_and_not_by_that_of_a
             time.sleep(0.01)  # until it has its own handlers
     os.kill(one, signal.SIGTERM)
     os.kill(other, signal.SIGINT)
+    time.sleep(0.3)
+    assert running(other)
     os.kill(other, signal.SIGKILL)
     assert [text.split(" (")[0] for text in texts(copies)] == [
         "srt:test copies ended by signal 15",
