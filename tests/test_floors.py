@@ -30,12 +30,12 @@ def test_the_floor_is_the_time_that_the_weights_of_a_step_need(
     assert weights_of(preset, form).floor_ms(rows, 4.3e12) == pytest.approx(expected, rel=0.01)
 
 
-def test_every_stored_result_is_drawn_as_a_line_and_none_is_faster_than_the_memory_is_rated() -> None:
+def test_every_stored_result_is_drawn_as_a_line_and_none_is_faster_than_memory_is_read() -> None:
     results = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
     lines = lines_of(results, 4.3e12)
     assert len(lines) == sum(not result["options"]["mtp"] for result in results)
-    # The floor is at the rate of a copy, 4.3 TB/s; an H200's memory is rated at 4.8, which only reads come near.
-    assert all(ratio > 4.3 / 4.8 for line in lines for _, ratio in line.points)
+    # The floor is at the rate of a copy; nothing that only reads came to more than 103 % of that.
+    assert all(ratio > 1 / 1.03 for line in lines for _, ratio in line.points)
     picture = ElementTree.fromstring(draw(lines))
     assert len(picture.findall(f"{NAMESPACE}polyline")) == len(lines)
     assert len(picture.findall(f"{NAMESPACE}circle")) == sum(len(line.points) for line in lines)

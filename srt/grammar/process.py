@@ -15,11 +15,12 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, Final, NoReturn
+from typing import IO, Final
 
 import msgspec
 import setproctitle
 
+from srt.copies import Copies, CopyError, ending
 from srt.grammar.backends import open_backend
 from srt.grammar.contract import GrammarBackend, Vocabulary
 from srt.grammar.errors import GrammarError
@@ -27,6 +28,8 @@ from srt.grammar.shelf import GrammarFiles, key_of
 from srt.grammar.texts import check
 from srt.payloads import Constraint
 from srt.pipes import receive, send
+
+TITLE: Final = "srt:grammar"
 
 NICENESS: Final = 5
 """Answers go first where cores are wanted by both."""
@@ -86,36 +89,25 @@ def compile_one(constraint: Constraint, backend: GrammarBackend, files: GrammarF
 
 def in_a_copy(job: Callable[[], Outcome], seconds: float) -> Outcome:
     """Do a job in a copy of this process, which has no threads, and say what became of it."""
-    reading, writing = os.pipe()
-    copy = os.fork()
-    if not copy:
-        _be_the_copy(job, writing, seconds)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as answers:
-        answer = receive(answers)
-    _, status = os.waitpid(copy, 0)
-    if answer is not None:
+    (answer,) = Copies(1, TITLE, None, partial(_limited, job, seconds)).outcomes()
+    if not isinstance(answer, CopyError):
         outcome: Outcome = msgspec.msgpack.decode(answer, type=Outcome)
         return outcome
-    code = os.waitstatus_to_exitcode(status)
-    if code == -signal.SIGPROF:
+    if answer.code is None:
+        return Rejected(str(answer))
+    if answer.code == -signal.SIGPROF:
         return Rejected(f"compiling it takes more than {seconds:g} s (--max-grammar-seconds)")
-    how = signal.Signals(-code).name if code < 0 else f"status {code}"
+    how = ending(answer.code)
     return Rejected(f"compiling it takes more than {MEMORY_BYTES} bytes, or breaks the grammar library ({how})")
 
 
-def _be_the_copy(job: Callable[[], Outcome], writing: int, seconds: float) -> NoReturn:
-    """Whatever happens, a copy never returns to its caller."""
-    try:
-        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + MEMORY_BYTES, resource.RLIM_INFINITY))
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        outcome = job()
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        with os.fdopen(writing, "wb") as pipe:
-            send(pipe, outcome)
-        os._exit(0)
-    finally:
-        os._exit(1)
+def _limited(job: Callable[[], Outcome], seconds: float) -> bytes:
+    """What came of a job, packed. Limits this process for good."""
+    resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + MEMORY_BYTES, resource.RLIM_INFINITY))
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    outcome = job()
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    return msgspec.msgpack.encode(outcome)
 
 
 def data_bytes() -> int:
@@ -144,7 +136,7 @@ def serve(jobs: IO[bytes], outcomes: IO[bytes]) -> None:
 
 def main() -> None:
     """Entry of the process."""
-    setproctitle.setproctitle("srt:grammar")
+    setproctitle.setproctitle(TITLE)
     os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the server stops in order
     # What a library prints must not come between messages.

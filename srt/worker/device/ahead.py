@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,10 +28,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import _async_compile, driver
 
 from srt.configs.step3p7 import LayerConfig, TextConfig
+from srt.copies import Copies, CopyError
 from srt.distributed import TensorGroup
 from srt.layers.cuda.jit import Kernel
 from srt.layers.parameter import Parameters
-from srt.worker.device.copies import Copies, CopyError
 from srt.worker.device.layout import layout_of
 from srt.worker.device.passes import Passes
 
@@ -137,7 +138,7 @@ class Ahead:
     ) -> None:
         self._note, self._known, self._cores = note, note.read(), max(1, min(cores, MOST_COPIES))
         if self._known is None:
-            self._copy = Copies(1, TITLE, LONGEST_S, lambda _: _compile_all(build, shapes, target, self._cores))
+            self._copy = Copies(1, TITLE, LONGEST_S, partial(_compile_all, build, shapes, target, self._cores))
 
     def result(self) -> str:
         """Wait for the last kernel; what came of it, as a line of the start-up table. Once only."""
@@ -174,7 +175,7 @@ def _compile_all(build: Callable[[], Passes], shapes: list[Shape], target: Targe
         os.write(writing, number.to_bytes(NUMBER_BYTES))
     os.close(writing)  # so that whoever finds nothing left is told
     left_s = LONGEST_S - (time.monotonic() - began_s)
-    copies = Copies(cores, TITLE, left_s, lambda _: _compile_some(wanted, numbers, target))
+    copies = Copies(cores, TITLE, left_s, partial(_compile_some, wanted, numbers, target))
     compiled, failed = 0, list[str]()
     for outcome in copies.outcomes():
         if isinstance(outcome, CopyError):  # with the kernel that it was at; the others took what it had not

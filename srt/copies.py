@@ -1,4 +1,4 @@
-"""Copies of this process that each do a share of some work beside it: for work that holds the interpreter's lock.
+"""Copies of this process that do work beside it: what may break or take too much, or holds the interpreter's lock.
 
 A copy has the memory of this process as it was, and none of its threads. It must leave GPUs and sockets alone, and what
 other threads may hold: it does not log.
@@ -25,22 +25,28 @@ PIECE: Final = 1 << 16
 
 
 class CopyError(SrtError):
-    """A copy failed, ended without an answer, or took too long for one."""
+    """A copy failed, ended without an answer, or took too long for one. `code` is its exit status, or minus the signal
+    that ended it; None if it did not end of itself."""
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class Copies:
-    """`count` copies called `title`, which begin at once: `work` is given the number of each, and returns its answer.
+    """`count` copies called `title`, which begin to `work` at once; what that returns is the answer of each.
 
-    They have so many `seconds` from here on, and die with the thread that makes them.
+    They have so many `seconds` from here on (None: what they take), and die with the thread that makes them.
     """
 
-    def __init__(self, count: int, title: str, seconds: float, work: Callable[[int], bytes]) -> None:
-        self._title, self._ends_s = title, time.monotonic() + seconds
+    def __init__(self, count: int, title: str, seconds: float | None, work: Callable[[], bytes]) -> None:
+        self._title = title
+        self._ends_s = None if seconds is None else time.monotonic() + seconds
         self._running: dict[int, int] = {}  # where its answer is read, and its pid
         self._refused: OSError | None = None
-        for number in range(count):
+        for _ in range(count):
             try:
-                reading, pid = _begin(title, work, number)
+                reading, pid = _begin(title, work)
             except OSError as error:
                 self._refused = error
                 break
@@ -52,38 +58,40 @@ class Copies:
         return list(self._running.values())
 
     def outcomes(self) -> list[bytes | CopyError]:
-        """Wait for all of them: what each answered, or why it did not. Those whose time is over are ended. Once only.
+        """Wait for all of them: what each answered, or why it did not, in the order in which they ended. Once only.
 
-        Where there could not be as many, those that there are do the work; if there are none, that is the one outcome.
+        Those whose time is over are ended. Where there could not be as many, those that there are do the work; if there
+        are none, that is the one outcome.
         """
         if self._refused is not None and not self._running:
             return [CopyError(f"this process cannot be copied: {self._refused.strerror}")]
+        found: list[bytes | CopyError] = []
         answers = dict.fromkeys(self._running, b"")
-        found: dict[int, bytes | CopyError] = {}
         with selectors.DefaultSelector() as selector:
             for reading in answers:
                 selector.register(reading, selectors.EVENT_READ)
-            while self._running and (ready := selector.select(max(0.0, self._ends_s - time.monotonic()))):
+            while self._running and (ready := selector.select(self._left_s())):
                 for key, _ in ready:
                     piece = os.read(key.fd, PIECE)
                     answers[key.fd] += piece
                     if not piece:
                         selector.unregister(key.fd)
-                        found[key.fd] = self._outcome(key.fd, answers[key.fd])
-        for reading in list(self._running):
-            found[reading] = CopyError(f"{self._title} took too long")
+                        found.append(self._outcome(key.fd, answers[key.fd]))
+        for reading, pid in list(self._running.items()):
             with suppress(ProcessLookupError):
-                os.kill(self._running[reading], signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
             self._reap(reading)
-        return [found[reading] for reading in answers]
+            found.append(CopyError(f"{self._title} took too long"))
+        return found
+
+    def _left_s(self) -> float | None:
+        return None if self._ends_s is None else max(0.0, self._ends_s - time.monotonic())
 
     def _outcome(self, reading: int, answer: bytes) -> bytes | CopyError:
         code = self._reap(reading)
-        if code < 0:
-            return CopyError(f"{self._title} ended by signal {-code} ({signal.strsignal(-code)})")
-        if code:
-            return CopyError(answer.decode(errors="replace").strip() or f"{self._title} ended with status {code}")
-        return answer
+        if code == 0:
+            return answer
+        return CopyError(answer.decode(errors="replace").strip() or f"{self._title} ended by {ending(code)}", code)
 
     def _reap(self, reading: int) -> int:
         pid = self._running.pop(reading)
@@ -91,7 +99,13 @@ class Copies:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _begin(title: str, work: Callable[[int], bytes], number: int) -> tuple[int, int]:
+def ending(code: int) -> str:
+    """What ended a process: "SIGKILL", "status 1"."""
+    names = {-number.value: number.name for number in signal.Signals}
+    return names.get(code, f"signal {-code}" if code < 0 else f"status {code}")
+
+
+def _begin(title: str, work: Callable[[], bytes]) -> tuple[int, int]:
     """One copy: where its answer is to be read, and its pid."""
     parent = os.getpid()
     reading, writing = os.pipe()
@@ -100,7 +114,7 @@ def _begin(title: str, work: Callable[[int], bytes], number: int) -> tuple[int, 
     try:
         pid = _fork()
         if not pid:
-            _be_a_copy(parent, title, writing, mask, work, number)
+            _be_a_copy(parent, title, writing, mask, work)
     except OSError:
         os.close(reading)
         raise
@@ -118,7 +132,7 @@ def _fork() -> int:
 
 
 def _be_a_copy(
-    parent: int, title: str, writing: int, mask: set[signal.Signals | int], work: Callable[[int], bytes], number: int
+    parent: int, title: str, writing: int, mask: set[signal.Signals | int], work: Callable[[], bytes]
 ) -> NoReturn:
     """Whatever happens, a copy never returns to its caller."""
     status = 1
@@ -130,7 +144,7 @@ def _be_a_copy(
         if die_with(parent):
             with os.fdopen(writing, "wb") as pipe:
                 try:
-                    answer, ended = work(number), 0
+                    answer, ended = work(), 0
                 except BaseException:
                     answer, ended = traceback.format_exc().encode(), 1
                 pipe.write(answer)
