@@ -25,9 +25,9 @@ from srt.layers.quant.contract import StoredWeight, WeightFormat
 from srt.layers.quant.fp8 import BLOCK, BLOCK_SCALE
 from srt.layers.quant.nvfp4 import GROUP_SCALE, MATRIX_SCALE
 
-KINDS: Final = {"bf16": 0, "fp16": 0, "fp32": 0, "fp8": 1, "nvfp4": 2, "nvfp4-a16": 2}
+PLAIN, FP8, NVFP4 = (kind.value for kind in (kernels.PLAIN, kernels.FP8, kernels.NVFP4))
+KINDS: Final = {"bf16": PLAIN, "fp16": PLAIN, "fp32": PLAIN, "fp8": FP8, "nvfp4": NVFP4, "nvfp4-a16": NVFP4}
 """`KIND` of the kernels by weight format."""
-PLAIN, FP8, NVFP4 = 0, 1, 2
 LEAST_STEP: Final = {PLAIN: 16, NVFP4: COLUMNS}
 """Columns that a step of a product has at least, where products see activations as they are: what a matrix unit takes,
 or one word of group scales."""

@@ -1,6 +1,6 @@
 """How large a tile of the Triton experts is: a small table, by weight format and by how many pairs an expert gets.
 
-Measured on an H200 with 288 experts of width 1280 and a hidden size of 4096 (docs/benchmarks.md, "Experts").
+Measured on an H200 with 288 experts of width 1280 and a hidden size of 4096 (docs/benchmarks.md, "Experts on a GPU").
 """
 
 from __future__ import annotations
