@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,6 +61,7 @@ class Server:
         self.beat = Heartbeat.detached()
         self.error: BaseException | None = None
         self.heard: list[msgspec.Struct] = []
+        self.unread: deque[msgspec.Struct] = deque()
         self.thread = threading.Thread(target=self.run, args=(plan, directory))
         self.thread.start()
 
@@ -85,7 +87,9 @@ class Server:
             self.tokenizer.wait(1)
             fresh = self.tokenizer.drain()
             self.heard.extend(fresh)
-            for message in fresh:
+            self.unread.extend(fresh)
+            while self.unread:  # what came with it is for the next to ask
+                message = self.unread.popleft()
                 if isinstance(message, kind):
                     return message
         raise AssertionError(f"no {kind.__name__} in {timeout_s} s")
